@@ -66,13 +66,11 @@ class Tool:
     source: str = field(default="", kw_only=True)  # where it comes from, for messages: a file, module, distribution
 
     def __post_init__(self) -> None:
-        problem = _name_problem(self.name)
-        if not problem and not isinstance(self.description, str):
+        problem = _name_problem(self.name) or _parameters_problem(self.parameters)
+        if not isinstance(self.description, str):
             problem = "its description must be a string"
-        if not problem and not callable(self.handler):
+        elif not callable(self.handler):
             problem = f"its handler must be callable, not {type(self.handler).__name__}"
-        if not problem:
-            problem = _parameters_problem(self.parameters)
         if problem:
             raise ToolError(f"tool {self.name!r}: {problem}")
         object.__setattr__(self, "parameters", {"type": "object", "properties": {}, **self.parameters})
@@ -122,11 +120,8 @@ def _parameters_problem(parameters: object) -> str:
         return f"'required' of its parameters must be a list of names, not {required!r}"
     if unknown := [name for name in required if name not in parameters.get("properties", {})]:
         return f"required parameter {unknown[0]!r} is not among its properties"
-    try:
-        json.dumps(parameters)
-    except (TypeError, ValueError, RecursionError) as error:
-        return f"its parameters are not JSON ({error})"
-    return ""
+    problem = _schema_problem(parameters)
+    return f"its parameters are not JSON Schema: {problem}" if problem else ""
 
 
 def signature(tool: Tool) -> str:
@@ -375,6 +370,18 @@ def _on_thread(work: Callable[[], _T], seconds: float | None = None) -> _T:
     return results[0]
 
 
+@contextlib.contextmanager
+def _if_slow(seconds: float, act: Callable[[], object]) -> Iterator[None]:
+    """Call `act` from another thread if the block takes longer."""
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def plain_data(value: object) -> object:
     """Convert dataclasses, models, enums, paths and times, at any depth, to plain data that a sandbox accepts."""
     if isinstance(value, enum.Enum):
@@ -492,19 +499,24 @@ def load_tools(spec: Tool | AnyPath | Callable[..., object]) -> list[Tool]:
 
 def entry_point_tools() -> list[Tool]:
     """The tools of installed packages that name some in the entry-point group `rlm.tools`."""
-    if not _names_group(sys.path, b"rlm.tools"):
-        return []
-    from importlib.metadata import entry_points
-
     tools: list[Tool] = []
-    for point in sorted(entry_points(group="rlm.tools"), key=lambda point: point.name):
+    for point in _entry_points("rlm.tools"):
         source = f"{point.dist.name if point.dist else point.value} (entry point {point.name!r})"
         tools += _collected(_imported(source, point.load), source)
     return tools
 
 
+def _entry_points(group: str) -> list[Any]:
+    """The entry points in a group. Files are searched for the name first because importlib.metadata takes 15 ms."""
+    if not _names_group(sys.path, group.encode()):
+        return []
+    from importlib.metadata import entry_points
+
+    return sorted(entry_points(group=group), key=lambda point: point.name)
+
+
 def _names_group(places: Iterable[str], group: bytes) -> bool:
-    """Whether a package there may have such plug-ins. It reads the files because importlib.metadata takes 15 ms."""
+    """Whether a package there may have such plug-ins."""
     for place in places:
         try:
             names = os.listdir(place or ".")
@@ -1075,12 +1087,22 @@ PATTERN_LIMIT = 4_000  # characters of a glob or a regex
 MATCH_LIMIT = 10_000
 SEARCH_SECONDS = 20.0
 SEARCH_MEMORY = 48 << 20  # beyond what an idle Python has
-SEARCHES = 4  # at once
+SEARCHES = 4  # at once; others wait
 SEARCHED_LINE = 1 << 18  # bytes of a line that are searched in one piece
+_FILE_TOOLS = {
+    "file_read(path: string, start_line: integer = null, end_line: integer = null)": (
+        "Lines of a text file. In code: the text as str"
+    ),
+    'file_list(pattern: string = "**")': "Files by glob ('*.py' at any depth). In code: list of paths",
+    'file_search(regex: string, pattern: string = "**")': (
+        "Lines matching a Python regex in the files of a glob. In code: list of {path, line, text}"
+    ),
+}
 SKIPPED = {".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox", ".mypy_cache", ".ruff_cache"}
 _HEAD = 65_536  # bytes at the start of a file by which its type is detected
 _UTF_8_MARK = b"\xef\xbb\xbf"
 _WILD = r"[*?\[{]"
+_READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _KERNEL = ("/proc", "/sys", "/dev")  # virtual files: environments, memory, devices
 _SECRET = re.compile(
     r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
@@ -1110,29 +1132,10 @@ def file_tools(
     `exclude`: folders that are listed and searched only when a pattern begins in them, such as a run's own logs.
     """
     files = _Files(allowed_paths, cwd, exclude)
-    return [
-        from_signature(
-            "file_read(path: string, start_line: integer = null, end_line: integer = null)",
-            "Lines of a text file. In code: the text as str",
-            files.read,
-            files.read_view,
-            "built in",
-        ),
-        from_signature(
-            'file_list(pattern: string = "**")',
-            "Files by glob ('*.py' at any depth). In code: list of paths",
-            files.paths,
-            files.list_view,
-            "built in",
-        ),
-        from_signature(
-            'file_search(regex: string, pattern: string = "**")',
-            "Lines matching a Python regex in the files of a glob. In code: list of {path, line, text}",
-            files.search,
-            files.search_view,
-            "built in",
-        ),
-    ]
+    in_code: list[Callable[..., object]] = [files.read, files.paths, files.search]
+    for_model: list[Callable[..., str]] = [files.read_view, files.list_view, files.search_view]
+    tools = zip(_FILE_TOOLS.items(), in_code, for_model)
+    return [from_signature(line, about, handler, view, "built in") for (line, about), handler, view in tools]
 
 
 class _Files:
@@ -1214,29 +1217,30 @@ class _Files:
         near = difflib.get_close_matches(os.path.basename(path)[:255], [name for name in names if not is_secret(name)])
         return f"; there is {', '.join(map(repr, near))}" if near else ""
 
-    def read(self, path: str, start_line: int = 1, end_line: int | None = None) -> str:
-        first, last = _line_range(start_line, end_line)
+    def lines(self, path: str, first: int, last: int | None, limit: int) -> tuple[str, bool, int]:
+        """Lines first to last as text, whether more than `limit` bytes of them cut it short, and the file's size."""
         with self.opened(path) as file:
-            data, cut = _lines(_as_utf8(file, path), first, last, READ_LIMIT)
+            data, cut = _lines(_as_utf8(file, path), first, last, limit)
+            return _decoded(data), cut, os.fstat(file.fileno()).st_size
+
+    def read(self, path: str, start_line: int = 1, end_line: int | None = None) -> str:
+        text, cut, _ = self.lines(path, *_line_range(start_line, end_line), READ_LIMIT)
         if cut:
             limit = f"{READ_LIMIT // 1_000_000} MB"
             raise ValueError(f"{path!r} is more than {limit} there: read fewer lines, or in code open({path!r})")
-        return _decoded(data)
+        return text
 
     def read_view(self, path: str, start_line: int = 1, end_line: int | None = None) -> str:
         first, last = _line_range(start_line, end_line)
-        with self.opened(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            data, cut = _lines(_as_utf8(file, path), first, last, 4 * VIEW_LIMIT)
-        lines = _decoded(data).removesuffix("\n").split("\n") if data else []
+        text, cut, size = self.lines(path, first, last, 4 * VIEW_LIMIT)
+        if not text:
+            return f"[{path} is empty]"
+        lines = text.removesuffix("\n").split("\n")
         if cut and len(lines) > 1:
             lines.pop()  # it may be incomplete
         shown = [f"{number:>6} {truncate(line)}" for number, line in enumerate(lines, first)]
-        fitting = lines_that_fit(shown)
-        if not shown:
-            return f"[{path} is empty]"
+        fitting = max(lines_that_fit(shown), 1)
         if fitting < len(shown) or cut:
-            fitting = max(fitting, 1)
             end = first + fitting - 1
             shown[fitting:] = [f"[lines {first}-{end} of {path}, a file of {size:,} bytes; next: start_line={end + 1}]"]
         return "\n".join(shown)
@@ -1275,15 +1279,10 @@ class _Files:
         if len(pattern) > PATTERN_LIMIT:
             raise ValueError(f"the pattern is longer than {PATTERN_LIMIT:,} characters")
         pattern = pattern.replace("\\", "/")
-        parts = pattern.rstrip("/").split("/")
-        literal = next((index for index, part in enumerate(parts) if re.search(_WILD, part)), len(parts))
-        exists = os.path.lexists(os.path.join(self.cwd, pattern))  # `[id].tsx` may be a name
-        if literal == len(parts) or exists:  # a file, or a folder with everything in it
+        prefix, rest = _split_glob(pattern.rstrip("/"), self.cwd)
+        if not rest:  # a file, or a folder with everything in it
             return [(os.path.normpath(os.path.join(*self.resolve(pattern))), _globs("**"))]
-        rest = ["**", *parts] if len(parts) == 1 else parts[literal:]
-        globs = _globs("/".join(rest))
         bases = [self.cwd, *(root for root in self.roots if not is_under(root, self.cwd))]
-        prefix = "/".join(parts[:literal]) + "/" if literal else ""
         named = {path: os.path.realpath(path) for path in (os.path.join(base, prefix) for base in bases)}
         inside = {
             path: start
@@ -1292,33 +1291,29 @@ class _Files:
         }
         if not inside:
             self.resolve(prefix)
+        globs = _globs(rest if prefix or "/" in rest else f"**/{rest}")
         return [(start, globs) for start in dict.fromkeys(s for p, s in inside.items() if not self.is_named_secret(p))]
 
     def walked(self, start: str, skipped: set[str], deadline: float) -> Iterator[str]:
         """The readable files at or below `start` that are inside a root; links to folders are not followed."""
-        tops = [(root, start) for root in self.roots if is_under(start, root)]
-        tops += [(root, root) for root in self.roots if is_under(root, start) and root != start]
-        for root, top in tops:
-            waiting = [top]
-            while waiting:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"listing files took longer than {SEARCH_SECONDS:g} s: narrow the pattern")
-                path = waiting.pop()
-                try:
-                    kind, names = _entries(root, _below(path, root))
-                except OSError as error:
-                    self.unreadable(path, error)
+        waiting = [(root, start) for root in self.roots if is_under(start, root)]
+        waiting += [(root, root) for root in self.roots if is_under(root, start) and root != start]
+        while waiting:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"listing files took longer than {SEARCH_SECONDS:g} s: narrow the pattern")
+            root, folder = waiting.pop()
+            try:
+                entries = _entries(root, folder)
+            except OSError as error:
+                self.unreadable(folder, error)
+                continue
+            for path, kind in entries:
+                if is_secret(_below(path, root)):
                     continue
-                if kind == "file" and not is_secret(_below(path, root)):
+                if kind == "folder" and os.path.basename(path) not in skipped and path not in self.exclude:
+                    waiting.append((root, path))
+                elif kind == "file" or (kind == "link" and self.leads_in(path)):
                     yield path
-                for name, kind in names:
-                    below = os.path.join(path, name)
-                    if is_secret(_below(below, root)):
-                        continue
-                    if kind == "folder" and name not in skipped and below not in self.exclude:
-                        waiting.append(below)
-                    elif kind == "file" or (kind == "link" and self.leads_in(below)):
-                        yield below
 
     def unreadable(self, path: str, error: OSError) -> None:
         """Called for a folder that cannot be read; here it is skipped."""
@@ -1352,12 +1347,8 @@ class _Files:
         paths = self.paths(pattern)
         if len(regex) > PATTERN_LIMIT:
             raise ValueError(f"the regex is longer than {PATTERN_LIMIT:,} characters")
-        if not _searching.acquire(timeout=SEARCH_SECONDS):
-            raise ToolError(f"{SEARCHES} searches are running already")
-        try:
+        with _searching:
             rows, stopped = _grep(regex, self.blocks(paths), MATCH_LIMIT + 1, SEARCH_SECONDS)
-        finally:
-            _searching.release()
         return rows, stopped, len(paths)
 
     def blocks(self, paths: Iterable[str]) -> Iterator[tuple[str, int, bytes]]:
@@ -1383,30 +1374,31 @@ def _below(path: str, root: str) -> str:
 
 def _open_below(root: str, below: str) -> int:
     """Open a file or folder by a path relative to `root`, without following links; the descriptor."""
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     if os.open not in os.supports_dir_fd:
-        return os.open(os.path.join(root, below), flags)
-    descriptor = os.open(root, flags | os.O_NOFOLLOW)
-    for part in below.split(os.sep) if below != "." else ():
+        return os.open(os.path.join(root, below), _READING)
+    parts = below.split(os.sep) if below != "." else []
+    through = _READING | getattr(os, "O_PATH", 0)  # folders on the way need not be readable
+    descriptor = os.open(root, (through if parts else _READING) | os.O_NOFOLLOW)
+    for number, part in enumerate(parts, 1):
         parent = descriptor
         try:
             mode = os.stat(part, dir_fd=parent, follow_symlinks=False).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise PermissionError(1, "not a regular file")
-            descriptor = os.open(part, flags | os.O_NOFOLLOW, dir_fd=parent)
+            descriptor = os.open(part, (through if number < len(parts) else _READING) | os.O_NOFOLLOW, dir_fd=parent)
         finally:
             os.close(parent)
     return descriptor
 
 
-def _entries(root: str, below: str) -> tuple[str, list[tuple[str, str]]]:
-    """("file", []) or ("folder", its names with their kinds, sorted)."""
-    descriptor = _open_below(root, below)
+def _entries(root: str, path: str) -> list[tuple[str, str]]:
+    """The paths in a folder below `root` with their kinds, sorted; if it is a file, that alone."""
+    descriptor = _open_below(root, _below(path, root))
     try:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            return "file", []
-        with os.scandir(descriptor if os.scandir in os.supports_fd else os.path.join(root, below)) as entries:
-            return "folder", sorted((entry.name, _kind(entry)) for entry in entries)
+            return [(path, "file")]
+        with os.scandir(descriptor if os.scandir in os.supports_fd else path) as entries:
+            return sorted((os.path.join(path, entry.name), _kind(entry)) for entry in entries)
     finally:
         os.close(descriptor)
 
@@ -1418,6 +1410,18 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 Glob = list[Callable[[str], object] | None]  # a test for each name of a path; None stands for `**`, any number of names
+
+
+def _split_glob(pattern: str, cwd: str) -> tuple[str, str]:
+    """The folder in which a glob begins ("src/", "" for `cwd`, "/" for the root) and the rest, "" if there is none.
+
+    A name that looks like a glob is a name if it exists: `[id].tsx`.
+    """
+    parts = pattern.split("/")
+    for index, part in enumerate(parts):
+        if re.search(_WILD, part) and not os.path.lexists(os.path.join(cwd, "/".join(parts[: index + 1]))):
+            return "".join(f"{part}/" for part in parts[:index]), "/".join(parts[index:])
+    return f"{pattern}/", ""
 
 
 def _globs(pattern: str) -> list[Glob]:
@@ -1515,30 +1519,23 @@ def text_of(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, str]
         return text, _lost(text, encoding)
     guess = encoding_of(blob[:_HEAD])
     if guess == "utf-8":
-        with contextlib.suppress(UnicodeDecodeError):
+        try:
             return blob.removeprefix(_UTF_8_MARK).decode().replace("\r\n", "\n"), ""
-        guess = _guess_around(blob)
+        except UnicodeDecodeError as error:
+            guess = encoding_of(blob[max(0, error.start - 1000) : error.start + _HEAD], of_middle=True)
     if not guess:
         return blob, ""
-    if guess == "utf-8":  # with invalid bytes in it
-        guess = "cp1252"
+    if guess in ("utf-8", "cp1252"):  # UTF-8 with invalid bytes in it
+        guess, text = "cp1252", _decoded(blob.removeprefix(_UTF_8_MARK))
+    else:
+        text = blob.decode(guess, "replace").replace("\r\n", "\n")
     guessed = f"not UTF-8: read as {guess}, which is a guess (--encoding NAME says it)"
-    text = _decoded(blob.removeprefix(_UTF_8_MARK)) if guess == "cp1252" else blob.decode(guess, "replace")
-    return text.replace("\r\n", "\n"), _lost(text, guess) if guess.startswith("utf-") else guessed
+    return text, _lost(text, guess) if guess.startswith("utf-") else guessed
 
 
 def _lost(text: str, encoding: str) -> str:
     count = text.count("\ufffd")
     return f"{count:,} places were not {encoding} and are U+FFFD" if count else ""
-
-
-def _guess_around(blob: bytes) -> str:
-    """The encoding of a file whose head is UTF-8, detected from where it stops being UTF-8."""
-    try:
-        blob.decode()
-    except UnicodeDecodeError as error:
-        return encoding_of(blob[max(0, error.start - 1000) : error.start + _HEAD], of_middle=True)
-    return "utf-8"
 
 
 _MARKS = (
@@ -1725,20 +1722,16 @@ def _grep(
     path = ""
     with tempfile.TemporaryFile() as out:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.DEVNULL)
-        clock = threading.Timer(seconds, child.kill)
-        clock.daemon = True
-        clock.start()
-        try:
-            with contextlib.suppress(BrokenPipeError), typing.cast(typing.BinaryIO, child.stdin) as pipe:
-                pipe.write(json.dumps(regex).encode() + b"\n")
-                for path, number, text in blocks:
-                    pipe.write(json.dumps([path, number, len(text)]).encode() + b"\n")
-                    pipe.write(text)
-            child.wait()
-        finally:
-            clock.cancel()
-            child.kill()
-            child.wait()
+        with child, _if_slow(seconds, child.kill):
+            try:
+                with contextlib.suppress(BrokenPipeError), typing.cast(typing.BinaryIO, child.stdin) as pipe:
+                    pipe.write(json.dumps(regex).encode() + b"\n")
+                    for path, number, text in blocks:
+                        pipe.write(json.dumps([path, number, len(text)]).encode() + b"\n")
+                        pipe.write(text)
+                child.wait()
+            finally:
+                child.kill()
         out.seek(0)
         found = [json.loads(line) for line in out if line.endswith(b"\n")]
     if found and isinstance(found[0], str):
@@ -1837,8 +1830,7 @@ def read_file(path: str, encoding: str | None = None) -> str | bytes:
     """The text of a regular file, or its bytes if it is not text; ToolError if it cannot be read."""
     if _kind_of(path) != "file":
         raise ToolError(f"there is no file {path} to read")
-    opener = functools.partial(open_given, path, os.getcwd(), None)
-    return typing.cast("str | bytes", _read_whole(path, opener, None, encoding)[0])
+    return typing.cast("str | bytes", _read_whole(path, lambda: open_given(path), encoding=encoding)[0])
 
 
 def read_text(path: str, most: int = 10_000_000) -> str:
@@ -1857,57 +1849,50 @@ def open_given(path: str, cwd: str | None = None, within: str | None = None) -> 
     """Open a file that the caller names. PermissionError if it may not be read by that name.
 
     A link was chosen by whoever made the folder, not by the caller. It is followed only to a regular file whose own
-    name and place are not those of credentials, and never into a virtual file system. The opened file itself is
-    checked, so that changing a link in between gains nothing.
+    name and place are not those of credentials, and never into a virtual file system. It is opened without following
+    links, so that changing one after the check gains nothing.
     """
-    cwd = cwd or os.getcwd()
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     if re.fullmatch(_DESCRIPTOR, path) and within is None:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, os.O_RDONLY)
         if not stat.S_ISCHR(os.fstat(descriptor).st_mode):
             return open(descriptor, "rb")
         os.close(descriptor)
     real = os.path.realpath(path)
-    linked = real != os.path.abspath(path)
-    _require_harmless(path, real, cwd, within, linked)
-    is_pipe = stat.S_ISFIFO(os.stat(real).st_mode) and not linked and within is None
-    if not is_pipe:
-        flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(real, flags)
-    try:
-        opened = _path_of(descriptor) or real
-        _require_harmless(path, opened, cwd, within, linked or opened != real)
-        if not (stat.S_ISREG(mode := os.fstat(descriptor).st_mode) or (is_pipe and stat.S_ISFIFO(mode))):
-            raise PermissionError(1, "not a regular file")
-    except BaseException:
+    if problem := _refusal(path, real, cwd or os.getcwd(), within):
+        raise PermissionError(1, f"it {problem}")
+    is_pipe = stat.S_ISFIFO(os.stat(real).st_mode) and within is None
+    descriptor = os.open(real, os.O_RDONLY) if is_pipe else _open_below(os.sep, real.lstrip(os.sep))
+    is_meant = stat.S_ISFIFO if is_pipe else stat.S_ISREG
+    if not is_meant(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise
+        raise PermissionError(1, "not a regular file")
     return open(descriptor, "rb")
 
 
-def _require_harmless(path: str, real: str, cwd: str, within: str | None, linked: bool) -> None:
-    """PermissionError if a real path may not be read under the given name."""
-    below = _below(real, root) if is_under(real, root := os.path.realpath(within or cwd)) else real
-    if within is not None and below is real:
-        raise PermissionError(1, f"it lies outside of {within}")
-    if _is_kernels(real) or (linked and below is real and is_under(real, "/dev/shm")):
-        raise PermissionError(1, f"{real} is the kernel's and no file")
-    if within is None and not linked:
-        return
-    if within is not None and is_secret(relpath(os.path.abspath(path), os.path.abspath(within))):
-        raise PermissionError(1, "it may hold credentials by its name")
-    if is_secret(below) or any(is_under(real, os.path.realpath(place)) for place in _SECRET_PLACES):
-        raise PermissionError(1, f"{f'it leads to {real}, which' if linked else 'it'} may hold credentials")
-    if linked and not stat.S_ISREG(os.stat(real).st_mode):
-        raise PermissionError(1, f"it leads to {real}, which is not a regular file")
+def _refusal(path: str, real: str, cwd: str, within: str | None, is_folder: bool = False) -> str:
+    """Why a path that the caller names, and that is really at `real`, may not be read; "" if it may.
 
-
-def _path_of(descriptor: int) -> str:
-    """The path of an open file according to the kernel; "" if it is unknown."""
-    with contextlib.suppress(OSError):
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
-        return path if path.startswith("/") else ""
-    return ""
+    A file's own name is the caller's word for it, even if it may hold credentials. A link and a folder are not.
+    """
+    root, linked = os.path.realpath(within or cwd), real != os.path.abspath(path)
+    inside = is_under(real, root)
+    leads = f"leads to {real}, which " if linked else ""
+    if within is not None and not inside:
+        return f"lies outside of {within}"
+    if _is_kernels(real) or (linked and not inside and is_under(real, "/dev/shm")):
+        return f"{leads}is the kernel's"
+    if within is None and not linked and not is_folder:
+        return ""
+    named = relpath(os.path.abspath(path), os.path.abspath(within or cwd))
+    if (within is not None or is_folder) and is_secret(named):
+        return "may hold credentials"
+    secret = is_secret(real if linked and not inside else relpath(real, root))
+    if secret or any(is_under(real, os.path.realpath(place)) for place in _SECRET_PLACES):
+        return f"{leads}may hold credentials"
+    wide = (cwd, os.path.expanduser("~")) if is_folder else ()
+    if linked and any(is_under(os.path.realpath(place), real) for place in wide):
+        return f"{leads}holds this folder or your home"
+    return f"{leads}is not a regular file" if linked and not is_folder and not os.path.isfile(real) else ""
 
 
 def _read_whole(
@@ -1939,74 +1924,53 @@ def _read_whole(
             if file.seekable():  # saves a copy of a large file
                 file.seek(0)
                 head = b""
-            blob = head + file.read()
-        content, note = _text_in(blob, kind, encoding)
+            content, note = read_blob(head + file.read(), encoding)
     except OSError as error:
         hint = "give it by its own name, if that is meant" if isinstance(error, PermissionError) else ""
         raise ToolError(f"cannot read {path}: {error.strerror or error}", hint=hint) from error
     except MemoryError:
         raise ToolError(f"{path} does not fit into memory", hint="give a part of it") from None
-    if isinstance(content, bytes):
-        return (content, note or _not_text(kind, content)) if kept else (None, note or kind)
-    return content, note
-
-
-def read_blob(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, str]:
-    """The text (or bytes) of piped input and a note on it, as for a file with the same bytes."""
-    kind = kind_of_binary(blob[:_HEAD])
-    content, note = _text_in(blob, kind, encoding)
-    return content, (note or _not_text(kind, blob)) if isinstance(content, bytes) else note
+    return (content, note) if kept or isinstance(content, str) else (None, kind)
 
 
 def read_piped(blob: bytes, documents: Documents, encoding: str | None = None) -> tuple[str | bytes, str]:
-    """The same, but a document is read as text."""
+    """The text (or bytes) of piped input, which may be a document, and a note on it."""
     if (reader := documents.reader_for("stdin", blob[:_HEAD])) is not None:
         return documents.read(reader, "stdin", blob)
     return read_blob(blob, encoding)
 
 
-def _not_text(kind: str, blob: bytes) -> str:
-    """The note on a file that the caller gets as bytes."""
-    if kind == "an image":
-        return ""
-    return f"not text{f' but {kind}' if kind else ''}: given as {len(blob):,} bytes"
+def read_blob(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, str]:
+    """The text in a file's bytes, decompressed if need be, and a note on it; the bytes themselves if it is not text."""
+    kind, content, note, size = kind_of_binary(blob[:_HEAD]), blob, "", f"given as {len(blob):,} bytes"
+    if kind in _PACKED:
+        import importlib
+        import io
 
-
-def _text_in(blob: bytes, kind: str, encoding: str | None) -> tuple[str | bytes, str]:
-    """`text_of` a file, or of what a compressed one holds; the file's own bytes if that is not text."""
-    if kind not in _PACKED:
-        return text_of(blob, encoding)
-    import importlib
-    import io
-
-    try:
-        with importlib.import_module(_PACKED[kind]).open(io.BytesIO(blob)) as file:
-            data = bytes(file.read(UNPACKED_LIMIT + 1))
-    except Exception as error:  # each of the three modules raises its own errors, and EOFError
-        return blob, f"given as {len(blob):,} bytes: it cannot be decompressed ({error})"
-    if len(data) > UNPACKED_LIMIT:
-        return blob, f"given as {len(blob):,} bytes: it is more than {UNPACKED_LIMIT >> 30} GB when decompressed"
-    text, note = text_of(data, encoding)
-    return (blob, "") if isinstance(text, bytes) else (text, f"decompressed{'; ' + note if note else ''}")
+        try:
+            with importlib.import_module(_PACKED[kind]).open(io.BytesIO(blob)) as file:
+                content, note = bytes(file.read(UNPACKED_LIMIT + 1)), "decompressed"
+        except Exception as error:  # each of the three modules raises its own errors, and EOFError
+            return blob, f"{size}: it cannot be decompressed ({error})"
+        if len(content) > UNPACKED_LIMIT:
+            return blob, f"{size}: it is more than {UNPACKED_LIMIT >> 30} GB when decompressed"
+    text, assumed = text_of(content, encoding)
+    if isinstance(text, str):
+        return text, "; ".join(filter(None, [note, assumed]))
+    return blob, "" if kind == "an image" else f"not text{f' but {kind}' if kind else ''}: {size}"
 
 
 class _ContextFolder(_Files):
     """A folder that a caller names, or the one in which the caller's glob begins."""
 
     def __init__(self, spec: str, cwd: str, exclude: Iterable[AnyPath], within: str | None = None) -> None:
-        parts = os.path.expanduser(spec).replace(os.sep, "/").split("/")
-        literal = 0
-        while literal < len(parts) and (
-            not re.search(_WILD, parts[literal]) or os.path.lexists(os.path.join(cwd, "/".join(parts[: literal + 1])))
-        ):
-            literal += 1
-        self.spec, self.pattern = spec, "/".join(parts[literal:])
-        self.prefix = "/".join([*parts[:literal], ""])  # "" for the working directory, "/" for the root
+        self.spec = spec
+        self.prefix, self.pattern = _split_glob(os.path.expanduser(spec).replace(os.sep, "/"), cwd)
         if not spec or not os.path.isdir(os.path.join(cwd, self.prefix)):
             raise self.nothing("was not found")
         super().__init__([self.prefix], cwd, exclude)
         self.links_out = 0
-        self.within = os.path.realpath(within) if within else None
+        self.within = within
 
     def nothing(self, problem: str) -> ToolError:
         hint = "give a file, a folder or a quoted glob: -c 'src/**/*.py'"
@@ -2016,16 +1980,8 @@ class _ContextFolder(_Files):
         """Path and opener of each file by the name that the caller would write. As in a shell, `*` does not match names
         that begin with a dot."""
         top = self.roots[0]
-        named = os.path.normpath(os.path.join(self.cwd, self.prefix))
-        secret = is_secret(relpath(top, self.cwd)) or is_secret(relpath(named, self.cwd))
-        if secret or any(is_under(top, place) for place in _SECRET_PLACES):
-            raise self.nothing("may hold credentials and is not read")
-        if _is_kernels(top):
-            raise self.nothing("is the kernel's and is not read")
-        if self.within is not None and not is_under(top, self.within):
-            raise self.nothing(f"lies outside of {self.within}")
-        if self.leads_too_wide(top):
-            raise self.nothing(f"leads to {top} and is not read")
+        if problem := _refusal(os.path.join(self.cwd, self.prefix), top, self.cwd, self.within, is_folder=True):
+            raise self.nothing(f"{problem} and is not read")
         try:
             if len(self.pattern) > PATTERN_LIMIT:
                 raise ValueError(f"longer than {PATTERN_LIMIT:,} characters")
@@ -2043,11 +1999,6 @@ class _ContextFolder(_Files):
         if not found:
             raise self.nothing("holds no file to read" if self.links_out or not self.pattern else "was not found")
         return {name: found[name] for name in sorted(found)}
-
-    def leads_too_wide(self, top: str) -> bool:
-        """Whether a link leads to the root, a home, or a folder above its own."""
-        linked = top != os.path.abspath(os.path.join(self.cwd, self.prefix))
-        return linked and any(is_under(real, top) for real in (self.cwd, os.path.realpath(os.path.expanduser("~"))))
 
     def unreadable(self, path: str, error: OSError) -> None:
         raise ToolError(f"cannot read the folder {path}: {error.strerror}")
@@ -2110,12 +2061,8 @@ class Reader(typing.NamedTuple):
 
 def entry_point_readers() -> list[Reader]:
     """The readers of installed packages that name some in the entry-point group `rlm.readers`."""
-    if not _names_group(sys.path, b"rlm.readers"):
-        return []
-    from importlib.metadata import entry_points
-
     readers = []
-    for point in sorted(entry_points(group="rlm.readers"), key=lambda point: point.name):
+    for point in _entry_points("rlm.readers"):
         package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
         function = _imported(f"{package} (reader {point.name!r})", point.load)
         suffixes, signatures = (tuple(getattr(function, name, ())) for name in ("suffixes", "signatures"))
@@ -2238,16 +2185,9 @@ class Documents:
         digest = hashlib.sha256(blob).hexdigest()
         self.records.append({"name": name, "bytes": len(blob), "sha256": digest, **about})
 
-    @contextlib.contextmanager
-    def waiting(self, text: str) -> Iterator[None]:
+    def waiting(self, text: str) -> contextlib.AbstractContextManager[None]:
         """Call `on_slow` with the text if the block takes long."""
-        timer = threading.Timer(_SLOW_SECONDS, self._on_slow or (lambda text: None), [text])
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+        return _if_slow(_SLOW_SECONDS, lambda: self._on_slow and self._on_slow(text))
 
     def _copy(self, name: str, reader: Reader, blob: bytes) -> str:
         """A private copy: a pipe or a page has no path, and the file may change after it was checked."""
@@ -2322,13 +2262,9 @@ class Documents:
         process, self._process = self._process, None
         if process is None:
             return None
-        with contextlib.suppress(TimeoutError, OSError):
-            _on_thread(process.wait, 0.2)  # after a crash it has an exit code already
-        process.kill()
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        process.stdout.close()
-        return int(process.wait())
+        with contextlib.suppress(OSError), _if_slow(0.2, process.kill), process:
+            process.stdin.close()  # which ends it, unless it is at work
+        return int(process.returncode)
 
 
 _READER_PROGRAM = (
@@ -2482,7 +2418,7 @@ def _fetch(url: str) -> Fetched:
     addresses: list[str] = []
     peers = _Peers()
     deadline = time.monotonic() + FETCH_SECONDS
-    while True:
+    while len(addresses) <= FETCH_REDIRECTS:
         addresses.append(redact_url(url))
         try:
             with peers.get(url) as response:
@@ -2495,13 +2431,8 @@ def _fetch(url: str) -> Fetched:
             way = f" (redirected from {addresses[0]})" if addresses[1:] else ""
             hint = "check the address, or download it: -c FILE"
             raise ToolError(f"cannot fetch {addresses[-1]}{way}: {reason}", hint=hint) from None
-        if len(addresses) > FETCH_REDIRECTS:
-            hint = f"give the address it leads to: {redact_url(url)}"
-            raise ToolError(f"{addresses[0]} redirects more than {FETCH_REDIRECTS} times", hint=hint)
-        if not is_url(url):
-            raise ToolError(
-                f"{addresses[0]} redirects to something other than a web address", hint="download it: -c FILE"
-            )
+    hint = f"give the address it leads to: {redact_url(url)}"
+    raise ToolError(f"{addresses[0]} redirects more than {FETCH_REDIRECTS} times", hint=hint)
 
 
 def _fetched(response: Any, addresses: list[str], deadline: float) -> Fetched:
@@ -2553,47 +2484,35 @@ class _Peers:
 
     def get(self, url: str) -> Any:
         """The unread response to a GET, whatever its status."""
-        import http.client
         import urllib.request
         from urllib.parse import quote, urlsplit
 
         parts = urlsplit(url)
-        if not parts.hostname:
+        if not (is_url(url) and parts.hostname):
             raise ValueError("it names no host")
-        host = parts.hostname.encode("idna").decode() if not parts.hostname.isascii() else parts.hostname
+        host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
         place = (f"[{host}]" if ":" in host else host) + (f":{parts.port}" if parts.port else "")
-        path = quote(parts.path or "/", safe="/%:=&~+!$,;'@()*") + (
-            f"?{quote(parts.query, safe='/%:=&~+!$,;@()*?[]')}" if parts.query else ""
-        )
+        below = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe="/%:=&~+!$,;'@()*?[]")
         proxies = {} if host in ("localhost", "127.0.0.1", "::1") else urllib.request.getproxies()
         proxied = parts.scheme in proxies and not urllib.request.proxy_bypass(host)
-        if proxied:
-            for address in _addresses(host):
-                self.judge(address)
+        for address in _addresses(host) if proxied else ():
+            self.judge(address)
 
-        def judged(cls: Any) -> Any:
-            class Connection(cls):  # type: ignore[misc]
-                def connect(connection) -> None:
-                    super().connect()
-                    if not proxied:
-                        self.judge(connection.sock.getpeername()[0])
+        class Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+            def do_open(handler, http_class: Any, *request: Any, **how: Any) -> Any:
+                class Connection(http_class):  # type: ignore[misc]
+                    def connect(connection) -> None:
+                        super().connect()
+                        if not proxied:
+                            self.judge(connection.sock.getpeername()[0])
 
-            return Connection
-
-        class Handler(urllib.request.AbstractHTTPHandler):
-            http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
-
-            def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-                return self.do_open(judged(http.client.HTTPConnection), request)
-
-            def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-                return self.do_open(judged(http.client.HTTPSConnection), request, context=_tls())
+                return super().do_open(Connection, *request, **how)
 
         opener = urllib.request.OpenerDirector()  # without handlers for redirects, errors, cookies, logins and files
-        for handler in (urllib.request.ProxyHandler(proxies), Handler()):
+        for handler in (urllib.request.ProxyHandler(proxies), Handler(context=_tls())):
             opener.add_handler(handler)
         headers = {"User-Agent": "flat-rlm", "Accept": "*/*", "Accept-Encoding": "identity"}
-        return opener.open(urllib.request.Request(f"{parts.scheme}://{place}{path}", headers=headers), timeout=20)
+        return opener.open(urllib.request.Request(f"{parts.scheme}://{place}{below}", headers=headers), timeout=20)
 
 
 def _is_public(address: str) -> bool:
@@ -2612,7 +2531,7 @@ def _addresses(host: str) -> list[str]:
     return []
 
 
-def _tls() -> object:
+def _tls() -> Any:
     """A TLS context with the authorities of the system and certifi, or those in REQUESTS_CA_BUNDLE or SSL_CERT_FILE."""
     import ssl
 
@@ -2736,12 +2655,7 @@ Post = Callable[..., tuple[int, Mapping[str, str], bytes]]
 
 
 def snipara_tools(
-    api_key: str | None,
-    slug: str | None,
-    url: str | None,
-    memory_enabled: bool,
-    post: Post,
-    home: str | None = None,
+    api_key: str | None, slug: str | None, url: str | None, memory_enabled: bool, post: Post
 ) -> list[Tool]:
     """Snipara's tools for a project, if there is a key, or a login for the same project in `~/.snipara/tokens.json`.
 
@@ -2754,7 +2668,7 @@ def snipara_tools(
     api_key = (api_key or "").strip()
     if not re.fullmatch(r"[!-~]*", api_key):
         raise ToolError("the snipara key holds characters that no key has", hint="copy it again")
-    login = None if api_key else _login_for(slug, url, post, home)
+    login = None if api_key else _login_for(slug, url, post)
     if not api_key and not login:
         return []
     client = _Snipara(post, (url or SNIPARA_URL).rstrip("/"), slug, api_key, login)
@@ -2765,10 +2679,8 @@ def snipara_tools(
 class _Snipara:
     """One project at one address, by JSON-RPC, or by REST if the address ends in /v1 or /api/mcp."""
 
-    def __init__(self, post: Post, base: str, slug: str, key: str | None, login: _Login | None) -> None:
-        self.post = post
-        self.key = key
-        self.login = login
+    def __init__(self, post: Post, base: str, slug: str, key: str, login: _Login | None) -> None:
+        self.post, self.key, self.login = post, key, login
         self.rest = base.endswith(("/api/mcp", "/v1"))
         self.url = f"{base}/{slug}/mcp" if base.endswith("/v1") else f"{base}/{slug}"
         self.older_url = f"{base.removesuffix('/v1')}/api/mcp/{slug}" if base.endswith("/v1") else ""
@@ -2802,14 +2714,17 @@ class _Snipara:
         if not self.rest:
             params = {"name": f"rlm_{name}", "arguments": arguments}
             body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-        token = self.login.token() if self.login else ""
-        status, body_text = self.send_as(token, url, body)
-        if status == 401 and self.login and self.login.refresh(token):
-            status, body_text = self.send_as(self.login.token(), url, body)
+        if self.login is None:
+            return self.send_with({"X-API-Key": self.key}, url, body)
+        token = self.login.token()
+        if not token:
+            raise ToolError("the snipara login has expired", hint="run snipara-mcp-login again")
+        status, body_text = self.send_with({"Authorization": f"Bearer {token}"}, url, body)
+        if status == 401 and (token := self.login.token(refused=token)):
+            status, body_text = self.send_with({"Authorization": f"Bearer {token}"}, url, body)
         return status, body_text
 
-    def send_as(self, token: str, url: str, body: dict[str, object]) -> tuple[int, bytes]:
-        headers = {"Authorization": f"Bearer {token}"} if token else {"X-API-Key": str(self.key)}
+    def send_with(self, headers: dict[str, str], url: str, body: dict[str, object]) -> tuple[int, bytes]:
         try:
             status, _, body_text = self.post(url, json=body, headers=headers, timeout=30)
         except (RuntimeError, ValueError) as error:
@@ -2886,59 +2801,54 @@ class _Login:
         self.entry = _stored_logins(path)[project]
         self.lock = threading.Lock()
 
-    def token(self) -> str:
-        token = str(self.entry.get("access_token", ""))
-        if self.expired() and not self.refresh(token):
-            raise ToolError("the snipara login has expired", hint="run snipara-mcp-login again")
-        return str(self.entry["access_token"])
+    def token(self, refused: str = "") -> str:
+        """The token at hand, one that another process has stored, or a new one; "" if all are expired or refused."""
+        with self.lock:
+            sources: list[Callable[[], dict[str, Any]]] = [lambda: self.entry, self.stored, self.renewed]
+            for entry_from in sources:
+                self.entry = entry_from()
+                token = str(self.entry.get("access_token") or "")
+                if token not in ("", refused) and not self.expired():
+                    return token
+        return ""
 
     def expired(self) -> bool:
-        from datetime import datetime, timezone
+        """Whether the time has passed; if it is unknown or in another zone than UTC, the server will tell."""
+        from calendar import timegm
 
         try:
-            text = re.sub(r"\.\d+", "", self.entry["expires_at"])  # Python 3.10 reads no such fractions, nor a Z
-            end = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
-        except (KeyError, TypeError, ValueError):
-            return not self.entry.get("access_token")
-        return end.replace(tzinfo=end.tzinfo or timezone.utc).timestamp() < time.time() + 30
+            return timegm(time.strptime(str(self.entry.get("expires_at"))[:19], "%Y-%m-%dT%H:%M:%S")) < time.time()
+        except ValueError:
+            return False
 
     def secrets(self) -> list[str]:
         return [str(self.entry.get(name) or "") for name in ("access_token", "refresh_token", "api_key")]
 
-    def refresh(self, stale: str) -> bool:
-        """Get a token other than the stale one: from another thread, process or the server. False if it fails."""
-        with self.lock:
-            if self.entry.get("access_token") != stale:
-                return True
-            stored = _stored_logins(self.path).get(self.project, {})
-            if stored.get("access_token", stale) != stale:
-                self.entry = stored
-                return True
-            return bool(self.entry.get("refresh_token")) and self.ask_for_token()
+    def stored(self) -> dict[str, Any]:
+        return _stored_logins(self.path).get(self.project, self.entry)
 
-    def ask_for_token(self) -> bool:
-        body = {"grant_type": "refresh_token", "refresh_token": self.entry["refresh_token"]}
+    def renewed(self) -> dict[str, Any]:
+        """The entry with a new token from the server, stored because the old refresh token may be void now."""
+        body = {"grant_type": "refresh_token", "refresh_token": self.entry.get("refresh_token")}
+        if not body["refresh_token"]:
+            return self.entry
         try:
             status, _, body_text = self.post(self.url, json=body, headers={}, timeout=30)
-            reply = from_json(body_text)
-            token = reply["access_token"]
+            reply = from_json(body_text) if status < 300 else {}
+            new = {"access_token": str(reply["access_token"])}
+            end = time.gmtime(time.time() + float(reply.get("expires_in") or 3600))
         except (RuntimeError, ValueError, KeyError, TypeError):
-            return False  # the caller says that the login has expired
-        end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + float(reply.get("expires_in") or 3600)))
-        refresh = reply.get("refresh_token") or self.entry["refresh_token"]
-        self.entry = {**self.entry, "access_token": token, "refresh_token": refresh, "expires_at": end}
-        self.store()
-        return status < 300
-
-    def store(self) -> None:
-        """Save the new tokens, because the old refresh token may be void now."""
-        logins = {**_stored_logins(self.path), self.project: self.entry}
+            return self.entry  # the caller says that the login has expired
+        new["expires_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", end)
+        new["refresh_token"] = reply.get("refresh_token") or self.entry["refresh_token"]
+        entry = {**self.entry, **new}
         draft = f"{self.path}.{os.getpid()}"
         with contextlib.suppress(OSError):  # a home that cannot be written: the token still serves this run
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
             with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump(logins, file, indent=2)
+                json.dump({**_stored_logins(self.path), self.project: entry}, file, indent=2)
             os.replace(draft, self.path)
+        return entry
 
 
 def _stored_logins(path: str) -> dict[str, dict[str, Any]]:
@@ -2954,9 +2864,9 @@ def _stored_logins(path: str) -> dict[str, dict[str, Any]]:
     return {key: entry for key, entry in logins.items() if isinstance(entry, dict)} if isinstance(logins, dict) else {}
 
 
-def _login_for(slug: str, url: str | None, post: Post, home: str | None) -> _Login | None:
+def _login_for(slug: str, url: str | None, post: Post) -> _Login | None:
     """The stored login of the project with exactly that slug."""
-    path = os.path.join(home or os.path.expanduser("~"), ".snipara", "tokens.json")
+    path = os.path.expanduser("~/.snipara/tokens.json")
     project = next((key for key, entry in _stored_logins(path).items() if entry.get("project_slug") == slug), None)
     if project is None:
         return None

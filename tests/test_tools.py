@@ -80,6 +80,8 @@ INT = {"type": "integer"}
         (("t", "d", {"properties": {"a": {"type": "str"}}}, echo), "the type of 'a' must be one of .*, not 'str'"),
         (("t", "d", {"properties": {"a": {}}, "required": True}, echo), "'required' .* must be a list"),
         (("t", "d", {"properties": {"a": {"default": {1}}}}, echo), "its parameters are not JSON"),
+        (("t", "d", {"properties": {"a": {"minimum": "1"}}}, echo), r"not JSON Schema: properties.a.minimum cannot be"),
+        (("t", "d", {"properties": {"a": {"pattern": "("}}}, echo), r"not JSON Schema: properties.a.pattern cannot be"),
     ],
 )
 def test_a_tool_that_cannot_be_offered_is_refused_when_made(arguments: Any, problem: str) -> None:
@@ -878,6 +880,21 @@ def test_the_sandbox_and_the_file_tools_take_the_same_folders_for_the_kernels(pa
     assert rlm_sandbox.KERNEL_FOLDERS == rlm_tools._KERNEL
 
 
+@pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="needs O_PATH")
+def test_a_file_in_a_folder_that_cannot_be_listed_is_read() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # which anybody can enter
+        tree(Path(folder), "a.txt")
+        os.chmod(folder, 0o111)
+        user = os.geteuid()
+        try:
+            os.seteuid(65534 if user == 0 else user)
+            assert by_name(file_tools([folder]))["file_read"](f"{folder}/a.txt") == "a.txt"
+            assert read_context_files([f"{folder}/a.txt"], cwd="/").contents == {f"{folder}/a.txt": "a.txt"}
+        finally:
+            os.seteuid(user)
+            os.chmod(folder, 0o700)
+
+
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is no /dev/shm")
 def test_files_in_shared_memory_are_files(workspace: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
@@ -932,6 +949,13 @@ def test_a_name_that_looks_like_a_pattern_is_found(workspace: Path) -> None:
     assert tools["file_list"](".") == tools["file_list"]()
     with pytest.raises(ValueError, match="null"):
         tools["file_list"]("\0/*")
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_one(workspace: Path) -> None:
+    tree(workspace, "[slug]/page.tsx", "[slug]/deep/page.tsx", "s/page.tsx")
+    listed = by_name(file_tools())["file_list"]
+    assert listed("[slug]/*.tsx") == list(read_context_files(["[slug]/*.tsx"]).contents) == ["[slug]/page.tsx"]
+    assert listed("[s]/*.tsx") == ["s/page.tsx"]
 
 
 def test_a_runs_own_logs_are_seen_only_when_asked_for(workspace: Path) -> None:
@@ -1525,6 +1549,11 @@ def test_an_expired_token_is_renewed_and_kept(snipara: FakeSnipara, expires_at: 
     assert [name.name for name in path.parent.iterdir()] == ["tokens.json"]
     snipara_tools(snipara, api_key=None)["sections"]()
     assert len(snipara.requests) == 3
+
+
+def test_a_login_that_has_lost_its_token_gets_one(snipara: FakeSnipara) -> None:
+    write_login(Path(os.environ["HOME"]), access_token=None, expires_at="2999-01-01T00:00:00Z")
+    assert snipara_tools(snipara, api_key=None)["sections"]()["total_sections"] == 2
 
 
 def test_a_token_that_the_server_no_longer_takes_is_renewed_once(snipara: FakeSnipara) -> None:
