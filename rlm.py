@@ -352,9 +352,9 @@ class RLM:
         servers: Callable[[Ledger], Any] | None = None,
     ) -> Run:
         options, backend, tools = self.options, adapt(self.backend), self.tools
+        backend.inspect()
         if not recording.is_replay:
             check_prices(options, backend)
-        backend.inspect()
         profile, origins = profile_for(backend, options.prompt), self.configuration.origins
         if profile.output_limit and origins["output_limit"] == "default":
             options = dataclasses.replace(options, output_limit=profile.output_limit)
@@ -756,7 +756,14 @@ class RLM:
 
     def _require_recorded(self, root: Event) -> None:
         """ConfigError where a run would go on at another server, or without a tool that it had."""
-        before, now = root.get("base_url"), _without_login(adapt(self.backend).base_url)
+        before = root.get("base_url")
+        try:
+            now = _without_login(adapt(self.backend).base_url)
+        except RLMError as error:
+            if not before or self.options.base_url is not None:
+                raise
+            message = f"the run was recorded with {before}, and that is not taken from a journal"
+            raise ConfigError(message, hint=f"if it is to go on there: --base-url {before}") from error
         if before and now and before != now and self.options.base_url is None:
             message = f"the run was recorded with {before}, and would go on with {now}"
             raise ConfigError(message, hint=f"if that is meant: --base-url {now}")
@@ -2637,6 +2644,9 @@ class Node:
 
     def _run_final(self, call: str) -> Answer | None:
         """A FINAL(...) in prose: run as code, so that it may name a variable; taken literally if it is not code."""
+        in_json = self.schema is not None and re.search(r"\b(?:true|false|null)\b", call)
+        if in_json and not isinstance(_json_in(written := literal_answer(call)), str):
+            return self._accept(Answer(written))
         call = re.sub(r"\AFINAL_VAR\(\s*[\"']?(\w+)[\"']?\s*\)\Z", r"FINAL(\1)", call)
         if not parses(call):
             return self._accept(Answer(literal_answer(call)))
@@ -4748,7 +4758,8 @@ def announcement(node: Node, *, new: bool) -> str:
             parts += filter(None, [node.run.start_for(node.context), words_of(node.prompt, node.context)])
             parts.append(_BEGIN[node.protocol])
     if node.schema is not None:
-        parts.append(f"The answer must be FINAL(value) with a value of this JSON Schema: {json.dumps(node.schema)}")
+        form = "the JSON of a value" if node.run.profile.guides else "FINAL(value) with a value"
+        parts.append(f"The answer must be {form} of this JSON Schema: {json.dumps(node.schema)}")
     return "\n".join(parts)
 
 
@@ -4958,7 +4969,7 @@ _FALSE_STARTS = 20  # of tool calls: each may be looked at to its far end
 _MISSES = 100  # places tried in vain: more would take minutes over a reply that repeats itself
 _READ = 400_000  # characters of a reply that are read; a longer one is a loop
 _MOST_CALLS = 16  # tool calls of one reply that are run when they are written as text
-_FINAL_LINE = r"(?m)^[ \t]*(?:\*\*)?`?(FINAL(?:_VAR)?)[ \t]*\("
+_FINAL_LINE = r"(?m)^[ \t]*(?:ANSWER:[ \t]*)?(?:\*\*)?`?(FINAL(?:_VAR)?)[ \t]*\("
 
 
 class Fence(NamedTuple):

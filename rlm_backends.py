@@ -80,6 +80,7 @@ MOST_CALLS = 128  # tool calls per answer; further ones are dropped
 PIECE = 1 << 20  # bytes of a request sent at a time: each one sent restarts the idle timeout
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 INSPECT_TIME = 2.0  # seconds for a local server to describe its model
+LIST_TIME = 10.0  # seconds for it to say which model it serves, where the caller names none
 INSPECT_LIMIT = 1 << 20
 TICK = 0.02  # seconds between polls of what may end a call
 
@@ -694,16 +695,23 @@ class HTTPBackend:
     def _with_served_model(self) -> HTTPBackend:
         """Self, or the only model of a server in the private network; BackendError if there are several to choose from.
 
-        A server without a list, or one that does not answer within two seconds, is asked for the default model.
+        A server without a list is asked for the default model, as is one that does not answer in time: with a warning.
         """
         if not self._is_near or self.wire != "openai":
             return self
         import shlex
 
-        state = CallState(self.provider, INSPECT_TIME, time.monotonic() + INSPECT_TIME, None)
+        state = CallState(self.provider, LIST_TIME, time.monotonic() + LIST_TIME, None)
         names: list[str] = []
-        with contextlib.suppress(BackendError, *_MISREAD), _watch.watching(state):
-            names = [entry["id"] for entry in self._served_models(state) if isinstance(entry.get("id"), str)]
+        try:
+            with _watch.watching(state):
+                names = [entry["id"] for entry in self._served_models(state) if isinstance(entry.get("id"), str)]
+        except BackendError as error:
+            if error.code == "timeout":
+                what = f"did not say within {LIST_TIME:g} s which model it serves"
+                warnings.warn(f"{self.server_label()} {what}: it is asked for {self.model}", RuntimeWarning, stacklevel=2)
+        except _MISREAD:
+            pass
         if not names or self.model in names:
             return self
         if len(names) == 1:
@@ -748,7 +756,7 @@ class HTTPBackend:
             named = [item for item in entries if item.get("id") == self.model]
             entry = next(iter(named or (entries if len(entries) == 1 else ())), {})
             if entry.get("owned_by") == "llamacpp":
-                self.server = "llamacpp"
+                self._is_llamacpp()
             names = ("loaded_context_length", "max_model_len", "context_length", "max_context_length")
             sizes = [token_count(entry, "meta", "n_ctx"), *(token_count(entry, name) for name in names)]
             self.window = self.window or next((size for size in sizes if size >= 256), None)
@@ -757,6 +765,13 @@ class HTTPBackend:
             # Its window is a setting of the server, mostly far below the model's own, and is not reported here.
             shown = self._fetch(state, f"{_origin(self.base_url)}/api/show", _dumps({"model": self.model}))
             self.parameters = self.parameters or size_in_name(str(shown["details"]["parameter_size"]))
+
+    def _is_llamacpp(self) -> None:
+        """Note that the server is llama.cpp: one that was named by its address alone has a provider now, and a price."""
+        self.server = "llamacpp"
+        if self.provider == "openai":
+            row = _rows()["llamacpp"]
+            self.provider, self.quirks, self.price_known = row.id, row.quirks, True
 
     def _fetch(self, state: CallState, url: str, data: bytes | None = None) -> Any:
         """GET, or POST `data`, and return the JSON. BackendError or ValueError if that fails."""

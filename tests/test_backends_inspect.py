@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 import threading
 import time
@@ -358,10 +359,25 @@ def test_a_server_of_several_models_asks_for_a_choice(shelf: Shelf) -> None:
     assert (caught.value.code, caught.value.hint) == ("config", "-m model-0")
 
 
-@pytest.mark.parametrize("document", [{"data": 7}, {"data": ["a"]}, b"HTTP/1.1 200 OK\r\n\r\n{", {"error": "no"}, None])
+@pytest.mark.parametrize("document", [{"data": 7}, {"data": ["a"]}, b"HTTP/1.1 200 OK\r\n\r\n{", {"error": "no"}])
 def test_a_server_without_a_list_is_asked_for_the_default(shelf: Shelf, document: Any) -> None:
     shelf.documents["GET /v1/models"] = document
     assert connect(None, base_url=f"{shelf.url}/v1").model == "gpt-4o-mini"
+
+
+def test_a_server_that_does_not_list_its_models_in_time_is_asked_for_the_default(monkeypatch: Any) -> None:
+    monkeypatch.setattr(rlm_backends, "LIST_TIME", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.warns(RuntimeWarning, match="which model it serves"):
+        assert connect(None, base_url=f"http://127.0.0.1:{silent.getsockname()[1]}/v1").model == "gpt-4o-mini"
+
+
+@pytest.mark.parametrize("model", [None, "qwen.gguf"])
+def test_llama_cpp_at_an_address_costs_nothing(shelf: Shelf, model: str | None) -> None:
+    shelf.documents["GET /v1/models"] = {"data": [{"id": "qwen.gguf", "owned_by": "llamacpp"}]}
+    made = connect(model, base_url=f"{shelf.url}/v1", api_key=KEY)
+    made.inspect()
+    assert (made.provider, made.model, made.price_known, made.limit_field) == ("llamacpp", "qwen.gguf", True, "max_tokens")
+    assert rlm_backends.cost_of(made.model, {"input": 1000}, None, made.provider) == 0
 
 
 def test_names_of_models_are_shown_as_a_shell_may_read_them(shelf: Shelf) -> None:

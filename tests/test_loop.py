@@ -807,6 +807,18 @@ def test_a_context_that_is_not_parsed_is_used_as_it_is(openai: Server, context: 
     assert "Use: " in openai.requests[0].last and "Ready" not in openai.requests[0].last
 
 
+def test_an_answer_may_be_a_final_call_in_json(openai: Server) -> None:
+    schema = {"type": "object", "properties": {"paid": {"type": "boolean"}}, "required": ["paid"]}
+    replies = [block("print(len(rows))"), 'ANSWER: FINAL({"paid": false})']
+    assert run(openai, *replies, context=TABLE, model=SMALL, schema=schema).value == {"paid": False}
+    assert "The answer must be the JSON of a value of this JSON Schema" in openai.requests[0].last
+
+
+def test_an_answer_may_be_a_final_call_with_a_variable(openai: Server) -> None:
+    replies = [block("print(n := len(rows))"), "ANSWER: FINAL(n)"]
+    assert run(openai, *replies, context=TABLE, model=SMALL).value == 3
+
+
 def test_a_large_model_parses_for_itself(openai: Server) -> None:
     result = run(openai, code("FINAL(sorted(SHOW_VARS()))"), context=TABLE * 30)
     assert result.value == ["context"] and "Ready" not in openai.requests[0].last

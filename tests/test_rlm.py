@@ -1015,6 +1015,16 @@ def test_a_run_does_not_go_on_at_another_server_unasked(openai: Server, monkeypa
         assert rlm.RLM(model=MODEL, base_url=other.base_url).resume(name).response == "from the other"
 
 
+def test_a_resume_that_lacks_the_address_names_it(openai: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = openai.base_url
+    name = forget_the_last(run(openai, "ok", model="my-own-model", base_url=address).log, 2)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(rlm.ConfigError, match=f"recorded with {address}") as refused:
+        rlm.RLM().resume(name)
+    assert refused.value.hint == f"if it is to go on there: --base-url {address}"
+    assert rlm.RLM(base_url=address).resume(name).response == "ok"
+
+
 def test_a_run_goes_on_with_its_schema_and_not_without_its_tools(openai: Server) -> None:
     price = rlm.Tool("price", "a price", {"type": "object", "properties": {}}, lambda: 3)
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
