@@ -968,15 +968,21 @@ def totals(events: Sequence[Event], tree_rows: Sequence[Row] | None = None) -> J
     }
 
 
+def _root_lines(events: Sequence[Event]) -> list[tuple[int, Event]]:
+    """(place, event) of the lines with which the root begins, goes on and ends."""
+    return [
+        (place, event)
+        for place, event in enumerate(events)
+        if event.get("event") in ("start", "resume", "end") and not _number(event.get("depth"))
+    ]
+
+
 def _status(events: Sequence[Event]) -> str:
     """The root's status: answered, partial, error, interrupted, or unfinished if it has not ended."""
-    status = "unfinished" if events else "empty"
-    for event in events:
-        if event.get("event") in ("start", "resume") and not _number(event.get("depth")):
-            status = "unfinished"
-        elif event.get("event") == "end" and not _number(event.get("depth")):
-            status = first_line(event.get("status"), 20) or "ended"
-    return status
+    last = _root_lines(events)[-1:]
+    if last and last[0][1]["event"] == "end":
+        return first_line(last[0][1].get("status"), 20) or "ended"
+    return "unfinished" if events else "empty"
 
 
 # --- figures and text as people read them -----------------------------------------------------------------------------
@@ -1663,8 +1669,10 @@ class _Run:
 
     def meta(self) -> JSONObject:
         """The data for the page's heading, picker and comparison."""
-        begin, prompt = _last_of_root(self.events, "start")
-        ending, end = _last_of_root(self.events, "end")
+        root = _root_lines(self.events)
+        begin, prompt = next((line for line in reversed(root) if line[1]["event"] == "start"), (-1, {}))
+        ending, end = next((line for line in root[-1:] if line[1]["event"] == "end"), (-1, {}))  # it has not gone on
+        limits = {name: limit for _, event in root for name, limit in _dict(event.get("limits")).items()}
         now = [row for row in self.rows if row.index >= begin]  # a limit is for one prompt of a conversation
         source = max((row.index for row in now if row.flags & FINAL and row.depth == 0), default=-1)
         question, answer = _text(prompt.get("prompt")), _text(end.get("response"))
@@ -1680,31 +1688,11 @@ class _Run:
             "failure": _failure(end, prompt, now) if end.get("error") else None,
             "model": first_line(prompt.get("model"), 60),
             "started": first_line(prompt.get("timestamp"), 40),
-            "cards": _cards(sums, self.rows, self.events, spent, now),
+            "cards": _cards(self, sums, spent, now, limits),
             "problems": self.problems[:20] + ([f"… and {len(self.problems) - 20} more"] if self.problems[20:] else []),
             "events": len(self.events),
             "chunks": len(self.chunks),
         }
-
-
-def _last_of_root(events: Sequence[Event], name: str) -> tuple[int, Event]:
-    """(index, event) of the root's last event of that name; (-1, {}) for an end after which the run was continued."""
-    for index in range(len(events) - 1, -1, -1):
-        event = events[index]
-        if event.get("event") == name and not _number(event.get("depth")):
-            return index, event
-        if name == "end" and event.get("event") in ("start", "resume") and not _number(event.get("depth")):
-            break
-    return -1, {}
-
-
-def _limits(events: Sequence[Event]) -> Event:
-    """The limits in force at the end: a resumption may have raised some."""
-    limits: Event = {}
-    for event in events:
-        if event.get("event") in ("start", "resume") and not _number(event.get("depth")):
-            limits |= _dict(event.get("limits"))
-    return limits
 
 
 def _failure(end: Event, prompt: Event, now: Sequence[Row]) -> JSONObject:
@@ -1718,13 +1706,10 @@ def _failure(end: Event, prompt: Event, now: Sequence[Row]) -> JSONObject:
 _Card = tuple[str, str, str, list[tuple[str, float]]]
 
 
-def _cards(
-    sums: JSONObject, listed: Sequence[Row], events: Sequence[Event], spent: JSONObject, now: Sequence[Row]
-) -> list[_Card]:
+def _cards(run: _Run, sums: JSONObject, spent: JSONObject, now: Sequence[Row], limits: Event) -> list[_Card]:
     """(title, figure, note, [(used of a limit in words, share)]) of each total; a limit is for the latest prompt."""
-    usage, limits, count = sums["usage"], _limits(events), Counter(row.kind for row in listed)
-    named = Counter(row.name for row in listed if row.name in ("llm_query", "rlm_query", "summary"))
-    nodes = len({str(event.get("node")) for event in events if event.get("event") == "start"})
+    usage, count, named = sums["usage"], Counter(row.kind for row in run.rows), Counter(row.name for row in run.rows)
+    nodes = len({str(event.get("node")) for event in run.events if event.get("event") == "start"})
     counts = {"turn": count["turn"], "sub-call": count["sub"] - named["summary"], "summary call": named["summary"]}
     asked = {name: named[name] for name in ("llm_query", "rlm_query")}
     cached = f" · {100 * usage['cached'] / usage['input']:.0f} % cached" if usage["cached"] and usage["input"] else ""
@@ -1740,22 +1725,14 @@ def _cards(
     subcalls = of("max_subcalls", sum(row.name in asked for row in now))
     rounds = sum(row.kind == "turn" and row.depth == 0 for row in now)
     unpriced = f"{counted(sums['unpriced'], 'call')} without a known price" if sums["unpriced"] else ""
+    time = of("timeout_seconds", spent["duration_ms"] / 1000, "{:,.0f} s")
+    issued = " · ".join(f"{n:,} {name}" for name, n in asked.items() if n)
     return [
         ("Calls", f"{sums['calls']:,}", " · ".join(counted(n, word) for word, n in counts.items() if n), []),
         ("Tokens", f"{sums['tokens']:,}", f"{usage['input']:,} in · {usage['output']:,} out{cached}", tokens),
         ("Cost", money(sums["cost_known"], sums["unpriced"]), unpriced, budget),
-        (
-            "Duration",
-            duration(sums["duration_ms"]),
-            "",
-            of("timeout_seconds", spent["duration_ms"] / 1000, "{:,.0f} s"),
-        ),
-        (
-            "Sub-calls",
-            f"{sum(asked.values()):,}",
-            " · ".join(f"{n:,} {name}" for name, n in asked.items() if n),
-            subcalls,
-        ),
+        ("Duration", duration(sums["duration_ms"]), "", time),
+        ("Sub-calls", f"{sum(asked.values()):,}", issued, subcalls),
         ("Turns", f"{count['turn']:,}", "", of("max_iterations", rounds, "{:,.0f}", f"root: {rounds:,}")),
         ("Depth", f"{sums['depth_reached']}", counted(nodes, "node"), of("max_depth", spent["depth_reached"])),
         ("Errors", f"{sums['errors']:,}", "", []),
@@ -1763,43 +1740,24 @@ def _cards(
     ]
 
 
-class _Packer:
-    """Collects JSON lines into blocks: plain while the page's allowance lasts, else gzip of CHUNK lines each."""
-
-    def __init__(self, allowance: int) -> None:
-        self.allowance = allowance
-        self.size = 0
-        self.lines: list[str] = []
-        self.chunks: list[str] = []
-
-    @property
-    def plain(self) -> bool:
-        return self.size <= self.allowance
-
-    def add(self, line: str) -> None:
-        self.lines.append(line)
-        self.size += len(line)
-        if not self.plain and len(self.lines) % CHUNK == 0:
-            self.flush(_gzip)
-
-    def flush(self, form: Callable[[str], str]) -> None:
-        for at in range(0, len(self.lines), CHUNK):
-            self.chunks.append(form("\n".join(self.lines[at : at + CHUNK])))
-        self.lines = []
-
-
 def _prepare(name: str, events: Sequence[Event], problems: Sequence[str], room: PageBudget) -> _Run:
-    """Redact a run, compute its rows and pack its bodies."""
+    """Redact a run, compute its rows and pack its bodies: as plain JSON while the page has room for it, else gzip."""
     clean: list[Event] = []
-    packer = _Packer(room.plain)
-    for event in events:
-        event, line = _clean(event, room.secrets)
-        clean.append(event)
-        packer.add(line)
-    packer.flush(_script_safe if packer.plain else _gzip)
-    room.bodies = max(0, room.bodies - packer.size)
-    room.plain -= packer.size if packer.plain else 0
-    return _Run(name, clean, rows(clean), list(problems), packer.chunks, packer.plain)
+    plain: list[str] = []
+    packed: list[str] = []
+    size = 0
+    for at in range(0, len(events), CHUNK):
+        pairs = [_clean(event, room.secrets) for event in events[at : at + CHUNK]]
+        clean += [event for event, _ in pairs]
+        plain.append("\n".join(line for _, line in pairs))
+        size += len(plain[-1])
+        if size > room.plain:
+            packed += map(_gzip, plain)
+            plain = []
+    room.bodies = max(0, room.bodies - size)
+    room.plain -= 0 if packed else size
+    chunks = packed or [_script_safe(chunk) for chunk in plain]
+    return _Run(name, clean, rows(clean), list(problems), chunks, not packed)
 
 
 def _clean(event: Event, secrets: Secrets) -> tuple[Event, str]:
