@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from bisect import bisect_left, bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -1287,22 +1287,32 @@ class Activity:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loading = ""
-        self._doing: dict[tuple[str, ...], dict[str, float]] = {}  # (what, run, node, …): figures; the latest last
+        self._doing: dict[tuple[str, ...], defaultdict[str, float]] = {}  # (what, run, node, …): figures; latest last
 
     def update(self, event: Event) -> None:
         """Add an event; unknown ones are ignored."""
         what = event.get("phase") if event.get("event") == "progress" else event.get("event")
         node = str(event.get("trajectory_id")), str(event.get("node"))
+        call = ("call", *node, str(event.get("kind") or "turn"))
         with self._lock:
             self._loading = first_line(event.get("text"), 120) if what == "loading" else ""
-            if what in ("asking", "reading", "text"):
-                self._note_call(("call", *node, str(event.get("kind") or "turn")), str(what), event)
+            if what == "asking":
+                if call[-1] != "sub":  # the turns of a node do not overlap
+                    self._doing.pop(call, None)
+                self._latest(call)["open"] += 1
+            elif what == "reading":
+                self._latest(call).update(read=_number(event.get("processed")), total=_number(event.get("total")))
+            elif what == "text":
+                self._latest(call)["letters"] += len(_text(event.get("delta")))
             elif what == "running":
-                self._note(("cell", *node), number=_number(event.get("cell")), began=time.monotonic())
+                self._latest(("cell", *node)).update(number=_number(event.get("cell")), began=time.monotonic())
             elif what == "subcalls":
-                self._note(("batch", *node), done=_number(event.get("done")), total=_number(event.get("total")))
+                self._latest(("batch", *node)).update({name: _number(event.get(name)) for name in ("done", "total")})
             elif what in ("call", "interrupted"):
-                self._drop_call(("call", *node, str(event.get("kind"))))
+                if (doing := self._doing.get(call)) and doing["open"] > 1:
+                    doing["open"] -= 1
+                else:
+                    self._doing.pop(call, None)
             elif what == "end" or (what == "tool" and "code" in event):
                 over = [key for key in self._doing if key[1:3] == node and (what == "end" or key[-1] != "turn")]
                 for key in over:
@@ -1313,32 +1323,32 @@ class Activity:
         with self._lock:
             if self._loading:
                 return self._loading
-            for what, describe in (("batch", _batch_words), ("call", _call_words), ("cell", _cell_words)):
+            for what in ("batch", "call", "cell"):
                 for key in reversed(self._doing):
-                    if key[0] == what and (shown := describe(self._doing[key], timed)):
+                    if key[0] == what and (shown := _activity_words(what, self._doing[key], timed)):
                         return shown
         return ""
 
-    def _note(self, key: tuple[str, ...], **figures: float) -> None:
-        self._doing[key] = {**self._doing.pop(key, {}), **figures}
+    def _latest(self, key: tuple[str, ...]) -> defaultdict[str, float]:
+        """The figures of an activity, which is now the latest."""
+        self._doing[key] = self._doing.pop(key, None) or defaultdict(float, began=time.monotonic())
+        return self._doing[key]
 
-    def _note_call(self, key: tuple[str, ...], what: str, event: Event) -> None:
-        call = None if what == "asking" and key[-1] != "sub" else self._doing.get(key)
-        call = call or {"open": 0 if what == "asking" else 1, "began": time.monotonic(), "letters": 0}
-        self._doing.pop(key, None)
-        if what == "asking":
-            self._note(key, **{**call, "open": call["open"] + 1})
-        elif what == "reading":
-            self._note(key, **{**call, "read": _number(event.get("processed")), "total": _number(event.get("total"))})
-        else:
-            self._note(key, **{**call, "letters": call["letters"] + len(_text(event.get("delta")))})
 
-    def _drop_call(self, key: tuple[str, ...]) -> None:
-        call = self._doing.get(key)
-        if call and call["open"] > 1:
-            call["open"] -= 1
-        else:
-            self._doing.pop(key, None)
+def _activity_words(what: str, doing: Mapping[str, float], timed: bool) -> str:
+    took = f"{time.monotonic() - doing['began']:.0f} s"
+    if what == "batch":
+        done, total = int(doing["done"]), int(doing["total"])
+        return f"{done:,} of {counted(total, 'sub-call')}" if done < total else ""
+    if what == "cell":
+        number = f" {doing['number']:.0f}" if doing["number"] else ""
+        return f"running cell{number}" + (f": {took}" if timed else "")
+    if doing["letters"]:
+        return f"writing {max(1, int(doing['letters'] / 4)):,} tok"  # about four characters each
+    if "read" in doing:
+        is_known = doing["total"] and doing["read"]
+        return "reading the prompt" + (f" {min(100, 100 * doing['read'] / doing['total']):.0f}%" if is_known else "")
+    return "waiting for the model" + (f" {took}" if timed else "")
 
 
 @dataclass
