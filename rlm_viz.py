@@ -546,10 +546,9 @@ def rows(events: Sequence[Event]) -> list[Row]:
     It is linear and iterative, so that a chain of any depth works. Events without a parent, or in a cycle of parents,
     are under one heading, "detached".
     """
-    events = upgraded(events)
+    events = _with_arguments(upgraded(events))
     spans = _spans(events)
-    asked = _arguments(events)
-    flat = [_row(index, event, *span, asked) for index, (event, span) in enumerate(zip(events, spans, strict=True))]
+    flat = [_row(index, event, *span) for index, (event, span) in enumerate(zip(events, spans, strict=True))]
     parents = _parents(events)
     _mark_answer(events, flat)
     detached = _break_cycles(parents)
@@ -715,12 +714,10 @@ def _most_at_once(spans: list[tuple[float, float]]) -> int:
     return most
 
 
-def _row(index: int, event: Event, start: float, end: float, asked: _Asked) -> Row:
+def _row(index: int, event: Event, start: float = 0.0, end: float = 0.0) -> Row:
     kind = _kind(event)
-    words = _tool_words(event, asked) if kind == "tool" else label(kind, event)
-    row = Row(
-        index, kind, *words, _outcome(kind, event), start=start, end=end, self_ms=end - start, flags=_flags(kind, event)
-    )
+    row = Row(index, kind, *label(kind, event), _outcome(kind, event), start=start, end=end, self_ms=end - start)
+    row.flags = _flags(kind, event)
     row.depth = int(_number(event.get("depth")))
     row.model = first_line(event.get("model"), 60)
     if kind in ("turn", "sub"):
@@ -756,7 +753,7 @@ def label(kind: str, event: Event) -> tuple[str, str]:
         return name, ""
     if kind == "cell":
         return f"cell {count_text(event.get('cell'))}", _telling_line(event.get("code"), event.get("traceback"))
-    return _other_words(kind, event)
+    return _tool_words(event) if kind == "tool" else _other_words(kind, event)
 
 
 def _turn_text(event: Event) -> str:
@@ -785,11 +782,10 @@ def _outcome(kind: str, event: Event) -> str:
     return " ".join(filter(None, [first_line(last), images]))
 
 
-def _tool_words(event: Event, asked: _Asked) -> tuple[str, str]:
+def _tool_words(event: Event) -> tuple[str, str]:
     names = [first_line(result.get("name"), 40) for result in _dicts(event.get("tool_results"))]
-    arguments = event.get("arguments", asked.get(_asked_key(event)))
     name = first_line(event.get("name"), 40) or ", ".join(dict.fromkeys(names)) or "tool"
-    return name, first_line(_text(arguments)) if arguments else ""
+    return name, first_line(event.get("arguments") or "")
 
 
 def _other_words(kind: str, event: Event) -> tuple[str, str]:
@@ -855,9 +851,6 @@ def _flags(kind: str, event: Event) -> int:
 # --- when things happened, what asked for them, and where an answer came from -----------------------------------------
 
 
-_Asked = Mapping[tuple[str, str], object]
-
-
 def _spans(events: Sequence[Event]) -> list[tuple[float, float]]:
     """Start and end of each event, whose line is written when it ends; one without a time gets its neighbour's."""
     spans: list[tuple[float, float]] = []
@@ -873,19 +866,20 @@ def _length_ms(event: Event) -> float:
     return _number(event.get("duration_ms")) if event.get("event") in ("call", "tool", "interrupted") else 0.0
 
 
-def _arguments(events: Sequence[Event]) -> _Asked:
-    """The arguments of each tool call: (call id of the turn, id of the tool call) -> arguments."""
-    return {
+def _with_arguments(events: Sequence[Event]) -> list[Event]:
+    """The events, with the arguments of each tool call where its outcome is."""
+    asked = {
         (str(event.get("call_id")), str(call.get("id"))): call.get("arguments")
         for event in events
         if event.get("event") == "call"
         for call in _dicts(event.get("tool_calls"))
     }
 
+    def arguments(event: Event) -> object:
+        result = next(iter(_dicts(event.get("tool_results"))), {})
+        return asked.get((str(event.get("call_id")), str(result.get("id") if result else "")))
 
-def _asked_key(event: Event) -> tuple[str, str]:
-    results = _dicts(event.get("tool_results"))
-    return str(event.get("call_id")), str(results[0].get("id")) if results else ""
+    return [{"arguments": arguments(event), **event} if event.get("event") == "tool" else event for event in events]
 
 
 def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
@@ -1160,7 +1154,7 @@ def step(event: Event) -> str:
     if event.get("event") not in EVENTS:
         return ""
     event = {**event, **_explicit_error(event)}
-    row = _row(0, event, 0.0, 0.0, {})
+    row = _row(0, event)
     failed = row.error or (row.kind == "end" and bool(event.get("error")))
     indent = min(row.depth, 24) + (row.kind in ("cell", "tool"))
     return "  " * indent + f"{'✗' if failed else _MARKS[row.kind]} {_visible(_step_words(row, event))}"
@@ -1211,8 +1205,7 @@ def card(result: Mapping[str, Any], events: Sequence[Event]) -> str:
         f'<div style="opacity:.7">{_html(" · ".join([*figures, duration(result["duration_ms"])]))}</div>'
     )
     room = NOTEBOOK_LIMIT - 1_000 - len(head.encode())
-    tables = (table(events, most) for most in (30, 15, 7, 3) if events)
-    return head + next((shown for shown in tables if len(shown.encode()) < room), "") + "</div>"
+    return f"{head}{_table(events, 30, room) if events else ''}</div>"
 
 
 def show(log: str) -> str:
@@ -1237,25 +1230,21 @@ def _ipython() -> object:
 
 def table(events: Sequence[Event], rows: int = 30) -> str:
     """The first rows of the tree as HTML for a notebook: escaped, no script, inline styles, at most 20 KB."""
-    listed = _rows(events)
-    shown = [row for row in listed if row.level <= 24][:rows]
-    _redact_words([row for row in shown if row.index >= 0], events)
+    return _table(events, rows, NOTEBOOK_LIMIT)
+
+
+def _table(events: Sequence[Event], most: int, limit: int) -> str:
+    """At most so many rows and so many bytes."""
+    clean = _redacted(events)
+    listed = rows(clean)
+    shown = [row for row in listed if row.level <= 24][:most]
     figure = ' style="text-align:right;padding:1px 10px;white-space:nowrap;font-variant-numeric:tabular-nums"'
     while True:
         tree = _html_tree(shown, len(listed) - len(shown), figure, brief=60)
-        page = f"<details><summary>{_html(_heading(events, listed))}</summary>{tree}</details>"
-        if len(page.encode("utf-8", "replace")) <= NOTEBOOK_LIMIT or not shown:
+        page = f"<details><summary>{_html(_heading(clean, listed))}</summary>{tree}</details>"
+        if len(page.encode("utf-8", "replace")) <= limit or not shown:
             return page
         shown = shown[: len(shown) * 3 // 4]
-
-
-def _redact_words(shown: Sequence[Row], events: Sequence[Event]) -> None:
-    """Make the rows' texts from redacted events: a truncated key could no longer be recognised."""
-    secrets, asked = Secrets(), _arguments(events)
-    for row in shown:
-        key = _asked_key(events[row.index])
-        clean = _row(0, secrets.removed(events[row.index]), 0.0, 0.0, {key: secrets.removed(asked.get(key))})
-        row.name, row.text, row.outcome = clean.name, clean.text or row.text, clean.outcome
 
 
 def _html_tree(shown: Sequence[Row], more: int, figure: str = "", brief: int = 120) -> str:
@@ -1452,9 +1441,6 @@ def _html(text: str) -> str:
     from html import escape
 
     return escape(text).replace("&#x27;", "&#39;")
-
-
-_rows = rows  # `table` has a parameter of that name
 
 
 # --- a folder of logs -------------------------------------------------------------------------------------------------
@@ -1781,6 +1767,12 @@ def _clean(event: Event, secrets: Secrets) -> tuple[Event, str]:
         event = json_safe(event)
         line = _json(event)
     return event, line
+
+
+def _redacted(events: Iterable[Event]) -> list[Event]:
+    """The events of one journal in version 2, without secrets."""
+    secrets = Secrets()
+    return [_clean(event, secrets)[0] for event in upgraded(events)]
 
 
 def json_safe(event: Event) -> Event:
@@ -2182,8 +2174,8 @@ def _stub(message: Event) -> Event:
 
 def training_samples(events: Iterable[Event]) -> Iterator[JSONObject]:
     """Each turn as OpenAI's chat format has it: {"messages": what was sent and the reply, "tools": as offered}."""
-    history, schemas, secrets, plain = History(), dict[str, object](), Secrets(), set[str]()
-    for event in (_clean(event, secrets)[0] for event in upgraded(events)):
+    history, schemas, plain = History(), dict[str, object](), set[str]()
+    for event in _redacted(events):
         sent, node = history.add(event), str(event.get("node"))
         if event.get("event") == "start":
             schemas[node] = event.get("tool_schemas")
@@ -2232,8 +2224,7 @@ def notebook(events: Sequence[Event], context: str = "") -> JSONObject:
 
     `context` is the file that the run's input was saved to. Nothing is run.
     """
-    secrets, cells = Secrets(), list[JSONObject]()
-    clean = [_clean(event, secrets)[0] for event in upgraded(events)]
+    clean, cells = _redacted(events), list[JSONObject]()
     shown = _under_cells(clean)
     for index, event in enumerate(clean):
         kind, root = _kind(event), not _number(event.get("depth"))
@@ -2248,7 +2239,7 @@ def notebook(events: Sequence[Event], context: str = "") -> JSONObject:
             cells += [_code_cell(event), *([_markdown_cell("\n\n".join(shown[index]))] if index in shown else [])]
         elif kind == "tool" and root and event.get("from_cell") is None:
             asked, answer = event.get("arguments"), _outcome(kind, event)
-            cells += [_markdown_cell(_exchange(_tool_words(event, {})[0], asked, answer))]
+            cells += [_markdown_cell(_exchange(_tool_words(event)[0], asked, answer))]
         elif kind == "end" and root:
             said = _text(event.get("response")) or _text(_dict(event.get("error")).get("message"))
             cells += [_markdown(f"## {first_line(event.get('status'), 20)}\n\n{said}")]
@@ -2277,7 +2268,7 @@ def _under_cells(events: Sequence[Event]) -> dict[int, list[str]]:
             at = parents[at]
         cell = owners.get(at, at)
         owners |= dict.fromkeys(path, cell)
-        name, kind = _row(index, event, 0, 0, {}).name, _kind(event)
+        name, kind = _row(index, event).name, _kind(event)
         if cell < 0 or cell == index or kind not in ("sub", "node", "cell", "tool", "end"):
             continue
         asked = event.get("code") or _last_user_text(event.get("prompt")) or event.get("arguments")
@@ -2462,7 +2453,7 @@ class Trace:
         """The span of a cell or a tool. Its parent is the turn that called it, as in the journal."""
         agent, is_cell = self._agent(event), "code" in event
         result = next(iter(_dicts(event.get("tool_results"))), {})
-        name = "execute_code" if is_cell else _tool_words(event, {})[0]
+        name = "execute_code" if is_cell else _tool_words(event)[0]
         status = first_line(event.get("status"), 20)
         error = _error_type(event.get("error")) if status in ("", "ok", "error") else status
         values = {
