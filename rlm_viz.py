@@ -177,10 +177,7 @@ def _scan(path: str | os.PathLike[str], problems: list[str]) -> Iterator[tuple[E
 
 def _parse(line: bytes) -> tuple[Event | None, str]:
     try:
-        try:
-            event = from_json(line, constant=_none, depth=EVENT_DEPTH)
-        except UnicodeDecodeError:
-            event = from_json(line.decode("utf-8", "replace"), constant=_none, depth=EVENT_DEPTH)
+        event = from_json(line.decode("utf-8-sig", "replace"), constant=_none, depth=EVENT_DEPTH)
     except ValueError as error:
         problem = "is not JSON" if len(line) <= JSON_VALUES else f"cannot be read ({error})"
         return None, f"{problem} and was left out"
@@ -2384,7 +2381,9 @@ class Trace:
             self.resumed = str(event.get("timestamp"))
             return self.close(before)
         if kind == "end":
-            return self._end(node, event)
+            self._agent(event)
+            ended = self._close(node, end=event)
+            return ended if _number(event.get("depth")) else ended + self.close()
         if kind in ("call", "interrupted"):
             return [self._chat(event, sent)]
         if kind == "tool":
@@ -2472,25 +2471,19 @@ class Trace:
         parent = agent["id"] if event.get("call_id") is None else self._id("call", event["call_id"])
         return self._span(f"execute_tool {name}", (own, parent), values, event)
 
-    def _end(self, node: str, event: Event) -> list[JSONObject]:
-        agent, status = self._agent(event), first_line(event.get("status"), 20)
-        agent["rlm.status"] = status
-        agent |= {f"rlm.{name}": _dict(event.get("totals")).get(name) for name in ("calls", "tokens", "cost_usd")}
-        agent["error.type"] = None if status == "answered" else _error_type(event.get("error") or {"type": status})
-        reply = {"role": "assistant", "content": event.get("response"), "finish_reason": "stop"}
-        agent["gen_ai.output.messages"] = self._messages([reply])
-        if not _number(event.get("depth")):
-            self.open[node] = self.open.pop(node)  # the last to be opened is the first to be closed
-            return self._close(node, why=event) + self.close()
-        return self._close(node, why=event)
-
-    def _close(self, node: str, now: int | None = None, why: Event | None = None) -> list[JSONObject]:
+    def _close(self, node: str, now: int | None = None, end: Event | None = None) -> list[JSONObject]:
+        """The span of a node, if it is open; without its `end` it was interrupted."""
         if (agent := self.open.pop(node, None)) is None:
             return []
         own, parent, start, marks = (agent.pop(name) for name in ("id", "parent", "start", "events"))
-        agent.setdefault("rlm.status", "interrupted")
-        agent.setdefault("error.type", "interrupted")
-        span = self._span("invoke_agent rlm", (own, parent), agent, why or {}, times=(start, now or self.now))
+        event = {"status": "interrupted"} if end is None else end
+        status, sums = first_line(event.get("status"), 20), _dict(event.get("totals"))
+        agent |= {"rlm.status": status, **{f"rlm.{name}": sums.get(name) for name in ("calls", "tokens", "cost_usd")}}
+        agent["error.type"] = None if status == "answered" else _error_type(event.get("error") or {"type": status})
+        if end is not None:
+            reply = {"role": "assistant", "content": end.get("response"), "finish_reason": "stop"}
+            agent["gen_ai.output.messages"] = self._messages([reply])
+        span = self._span("invoke_agent rlm", (own, parent), agent, event, times=(start, now or self.now))
         return [{**span, "events": marks} if marks else span]
 
     def _span(
@@ -2831,26 +2824,18 @@ class _Pages:
         chosen = parse_qs(parts.query, errors="surrogateescape").get("run", names[:1])[:2]
         if parts.path not in ("/", "/version") or not set(chosen) <= set(names):
             raise FileNotFoundError(target)
-        stamp = self.stamp(chosen, names)
+        status = [os.stat(os.path.join(self.dir, name + ".jsonl")) for name in chosen]
+        facts = [sorted(names), chosen, [(log.st_size, log.st_mtime_ns) for log in status]]
+        stamp = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         if parts.path == "/version":
             return 200, "text/plain", stamp.encode()
-        return 200, "text/html", self.page(chosen, stamp)
-
-    def stamp(self, chosen: Sequence[str], names: Sequence[str]) -> str:
-        """A hash that changes whenever the page would."""
-        facts = [str(sorted(names))]
-        for name in chosen:
-            status = os.stat(os.path.join(self.dir, name + ".jsonl"))
-            facts += [name, str(status.st_size), str(status.st_mtime_ns)]
-        return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-    def page(self, chosen: Sequence[str], stamp: str) -> bytes:
         with self.lock:
             if self.cache[0] != stamp:
                 self.cache = (stamp, "".join(self.pieces(chosen, stamp)).encode())
-            return self.cache[1]
+            return 200, "text/html", self.cache[1]
 
     def pieces(self, chosen: Sequence[str], stamp: str) -> Iterator[str]:
+        """The page, with a stamp that changes whenever the page would."""
         listed = {run["id"]: run for run in list_runs(self.dir)}
         room = PageBudget()
         runs = [_load(listed.pop(name)["path"], room, self.bodies) for name in dict.fromkeys(chosen) if name in listed]
