@@ -27,7 +27,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -548,25 +548,15 @@ def rows(events: Sequence[Event]) -> list[Row]:
     flat = [_row(index, event, *span) for index, (event, span) in enumerate(zip(events, spans, strict=True))]
     parents = _parents(events)
     _mark_answer(events, flat)
-    detached = _break_cycles(parents)
-    roots: list[int] = []
-    orphans: list[int] = []
+    _break_cycles(parents)
     for index, parent in enumerate(parents):
         if parent >= 0:
             flat[parent].children.append(index)
-        else:
-            (orphans if parent == _LOST or index in detached else roots).append(index)
-    if orphans:
+    roots = [index for index, parent in enumerate(parents) if parent == _TOP]
+    if orphans := [index for index, parent in enumerate(parents) if parent == _LOST]:
         roots.append(len(flat))
-        flat.append(
-            Row(
-                -1,
-                "detached",
-                "detached",
-                f"{counted(len(orphans), 'event')} whose parent is not in this log",
-                children=orphans,
-            )
-        )
+        words = f"{counted(len(orphans), 'event')} whose parent is not in this log"
+        flat.append(Row(-1, "detached", "detached", words, children=orphans))
     order = _preorder(flat, roots)
     _accumulate(order, _pauses(events, spans))
     for number, row in enumerate((row for row in order if row.name == "llm_query" and row.kind == "sub"), 1):
@@ -606,18 +596,15 @@ def _parents(events: Sequence[Event]) -> list[int]:
             nodes[str(event.get("node"))] = index  # later events are children of the node's latest prompt
         if kind == "tool":
             return under_call(event.get("call_id"), event.get("from_cell"))
-        if kind == "start" or (kind == "call" and event.get("kind") == "sub"):
-            return under_call(event.get("parent_call_id"), event.get("cell"))
-        if kind == "interrupted" and event.get("kind") == "sub":
+        if kind == "start" or (kind in ("call", "interrupted") and event.get("kind") == "sub"):
             return under_call(event.get("parent_call_id"), event.get("cell"))
         return under_node(event)
 
     return [parent(index, event) for index, event in enumerate(events)]
 
 
-def _break_cycles(parents: list[int]) -> set[int]:
-    """Cut each cycle of parents at one event; the numbers of these events."""
-    cut: set[int] = set()
+def _break_cycles(parents: list[int]) -> None:
+    """Cut each cycle of parents at one event, which then has lost its parent."""
     seen = [0] * len(parents)  # 0 new, else the number of the walk that met it
     for begin in range(len(parents)):
         at = begin
@@ -626,8 +613,6 @@ def _break_cycles(parents: list[int]) -> set[int]:
             at = parents[at]
         if at >= 0 and seen[at] == begin + 1:
             parents[at] = _LOST
-            cut.add(at)
-    return cut
 
 
 def _preorder(flat: list[Row], roots: list[int]) -> list[Row]:
@@ -653,19 +638,15 @@ def _by_start(flat: list[Row], indices: list[int]) -> list[int]:
 def _folded(flat: list[Row], indices: list[int]) -> list[int]:
     """The siblings, with each long sequence of one kind of call replaced by a new "batch" row."""
     folded: list[int] = []
-    begin = 0
-    while begin < len(indices):
-        first = flat[indices[begin]]
-        end = begin + 1
-        while end < len(indices) and (flat[indices[end]].kind, flat[indices[end]].name) == (first.kind, first.name):
-            end += 1
-        if first.kind in ("sub", "node", "tool") and end - begin >= COLLAPSE_AT:
+    for (kind, name), group in groupby(indices, lambda index: (flat[index].kind, flat[index].name)):
+        alike = list(group)
+        if kind in ("sub", "node", "tool") and len(alike) >= COLLAPSE_AT:
+            first = flat[alike[0]]
             folded.append(len(flat))
-            label = f"{first.name} × {end - begin}"
-            flat.append(Row(-1, "batch", label, model=first.model, depth=first.depth, children=indices[begin:end]))
+            label = f"{name} × {len(alike)}"
+            flat.append(Row(-1, "batch", label, model=first.model, depth=first.depth, children=alike))
         else:
-            folded.extend(indices[begin:end])
-        begin = end
+            folded += alike
     return folded
 
 
@@ -693,22 +674,16 @@ def _accumulate(order: list[Row], pauses: list[tuple[float, float]]) -> None:
 
 
 def _coverage(spans: list[tuple[float, float]]) -> tuple[float, int]:
-    """Time covered by at least one span, and how many ran at once at most."""
-    edges = sorted(edge for start, end in spans if end > start for edge in ((start, 1), (end, -1)))
-    covered, active, since = 0.0, 0, 0.0
-    for at, step in edges:
-        covered += at - since if active else 0.0
-        active, since = active + step, at
-    return covered, _most_at_once(spans)
+    """Time covered by at least one span, and how many overlap at most, by more than a millisecond.
 
-
-def _most_at_once(spans: list[tuple[float, float]]) -> int:
-    """How many overlap by more than a millisecond: in sequence, a call begins in the millisecond the last one ended."""
-    most = active = 0
-    for _, step in sorted(edge for start, end in spans if end - start > 1 for edge in ((start + 1, 1), (end, -1))):
-        active += step
-        most = max(most, active)
-    return most
+    In sequence, a call may begin in the millisecond in which the last one ended.
+    """
+    covered, until = 0.0, -math.inf
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, until))
+        until = max(until, end)
+    edges = sorted(edge for start, end in spans if end - start > 1 for edge in ((start + 1, 1), (end, -1)))
+    return covered, max(accumulate(step for _, step in edges), default=0)
 
 
 def _row(index: int, event: Event, start: float = 0.0, end: float = 0.0) -> Row:
@@ -1461,21 +1436,13 @@ def find_log(dir: str | os.PathLike[str], id_prefix: str) -> str:
 
 def _log_names(dir: str | os.PathLike[str]) -> list[str]:
     """Names of the logs in a folder, newest first; none if there is no such folder."""
-    try:
-        with os.scandir(dir) as found:
-            entries = [entry for entry in found if entry.name.endswith(".jsonl")]
-    except FileNotFoundError:
-        return []
-    logs = [(changed, entry.name) for entry in entries if (changed := _changed(entry)) is not None]
+    logs: list[tuple[int, str]] = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(dir) as found:
+        for entry in found:
+            with contextlib.suppress(OSError):  # it has been deleted since, or is a loop of links
+                if entry.name.endswith(".jsonl") and entry.is_file():
+                    logs.append((entry.stat().st_mtime_ns, entry.name))
     return [name for _, name in sorted(logs, reverse=True)]
-
-
-def _changed(entry: os.DirEntry[str]) -> int | None:
-    """When a file was last written, in nanoseconds; None if it is no file, or has been deleted since."""
-    try:
-        return entry.stat().st_mtime_ns if entry.is_file() else None
-    except OSError:
-        return None
 
 
 def list_runs(dir: str | os.PathLike[str]) -> list[JSONObject]:
@@ -1524,14 +1491,11 @@ def first_and_last(path: str) -> tuple[Event, Event]:
         size = file.seek(0, os.SEEK_END)
         for reach in (64 << 10, 16 << 20):
             file.seek(max(0, size - reach))
-            tail = file.read(reach).splitlines()
-            whole = tail if size <= reach else tail[1:]  # the first line of a window is cut
-            for line in reversed(whole):
-                event, _ = _parse(line) if line.strip() else (None, "")
-                if event is not None:
-                    return first, event
-            if size <= reach:
-                break
+            lines = file.read(reach).splitlines()[size > reach :]  # the first line of a window is cut
+            events = (_parse(line)[0] for line in reversed(lines) if line.strip())
+            last = next((event for event in events if event is not None), None)
+            if last is not None or size <= reach:
+                return first, last or {}
     return first, {}
 
 
@@ -2316,10 +2280,11 @@ def _code_cell(event: Event) -> JSONObject:
     outputs: list[JSONObject] = []
     if stdout := _text(event.get("stdout")):
         outputs.append({"output_type": "stream", "name": "stdout", "text": stdout})
-    for image in event["images"] if isinstance(event.get("images"), list) else ():
+    images = event.get("images")
+    for image in _list(images):
         if found := re.fullmatch(r"data:(image/(?:png|jpeg|gif|webp));base64,([A-Za-z0-9+/=\s]+)", str(image)):
             outputs.append({"output_type": "display_data", "data": {found[1]: found[2]}, "metadata": {}})
-    if lost := images.count(None) if isinstance(images := event.get("images"), list) else _image_count(event):
+    if lost := images.count(None) if isinstance(images, list) else _image_count(event):
         note = f"[images made: {lost}]\n"
         outputs.append({"output_type": "stream", "name": "stdout", "text": note})
     if value := _text(event.get("value")):
