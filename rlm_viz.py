@@ -688,7 +688,7 @@ def _coverage(spans: list[tuple[float, float]]) -> tuple[float, int]:
 
 def _row(index: int, event: Event, start: float = 0.0, end: float = 0.0) -> Row:
     kind = _kind(event)
-    row = Row(index, kind, *label(kind, event), _outcome(kind, event), start=start, end=end, self_ms=end - start)
+    row = Row(index, kind, *_words(kind, event), start=start, end=end, self_ms=end - start)
     row.flags = _flags(kind, event)
     row.depth = int(_number(event.get("depth")))
     row.model = first_line(event.get("model"), 60)
@@ -713,19 +713,22 @@ def _kind(event: Event) -> str:
     return str(name) if name in EVENTS else "other"
 
 
-def label(kind: str, event: Event) -> tuple[str, str]:
-    """The name and the detail of a row."""
+def _words(kind: str, event: Event) -> tuple[str, str, str]:
+    """What a row is called, what it asked or ran, and what came of it."""
     if kind == "node":
         name = "next prompt" if event.get("continues") else "run"
-        return (name if event.get("parent_call_id") is None else "rlm_query"), first_line(event.get("prompt"))
+        return name if event.get("parent_call_id") is None else "rlm_query", first_line(event.get("prompt")), ""
     if kind == "turn":
-        return f"turn {count_text(event.get('turn'))}", _turn_text(event)
+        return f"turn {_count_text(event.get('turn'))}", _turn_text(event), ""
     if kind == "sub":
         name = "summary" if event.get("kind") == "summary" else "llm_query"
-        return name, ""
+        return name, "", first_line(event.get("response")) or first_line(_last_user_text(event.get("prompt")))
     if kind == "cell":
-        return f"cell {count_text(event.get('cell'))}", _telling_line(event.get("code"), event.get("traceback"))
-    return _tool_words(event) if kind == "tool" else _other_words(kind, event)
+        text = _telling_line(event.get("code"), event.get("traceback"))
+        return f"cell {_count_text(event.get('cell'))}", text, _outcome(event)
+    if kind == "tool":
+        return _tool_name(event), first_line(event.get("arguments") or ""), _outcome(event)
+    return *_other_words(kind, event), ""
 
 
 def _turn_text(event: Event) -> str:
@@ -739,25 +742,20 @@ def _turn_text(event: Event) -> str:
     return (first_line(comment[1]) if comment else _telling_line(code)) or _calls_in_words(event)
 
 
-def _outcome(kind: str, event: Event) -> str:
-    """The result of a row: a cell's last line of output or its error, a sub-call's reply, a tool's result."""
-    if kind == "sub":
-        return first_line(event.get("response")) or first_line(_last_user_text(event.get("prompt")))
-    if kind not in ("cell", "tool"):
-        return ""
+def _outcome(event: Event) -> str:
+    """The error of a cell or a tool, or the last line of a cell's output, or a tool's result."""
     if event.get("error"):
         return first_line(_error_words(event))
-    if kind == "tool":
+    if "code" not in event:
         return first_line(next((result.get("content") for result in _dicts(event.get("tool_results"))), None))
     last = (_text(event.get("value")) or _text(event.get("stdout"))).strip().rpartition("\n")[2]
     images = f"[{counted(count, 'image')}]" if (count := _image_count(event)) else ""
     return " ".join(filter(None, [first_line(last), images]))
 
 
-def _tool_words(event: Event) -> tuple[str, str]:
+def _tool_name(event: Event) -> str:
     names = [first_line(result.get("name"), 40) for result in _dicts(event.get("tool_results"))]
-    name = first_line(event.get("name"), 40) or ", ".join(dict.fromkeys(names)) or "tool"
-    return name, first_line(event.get("arguments") or "")
+    return first_line(event.get("name"), 40) or ", ".join(dict.fromkeys(names)) or "tool"
 
 
 def _other_words(kind: str, event: Event) -> tuple[str, str]:
@@ -768,7 +766,7 @@ def _other_words(kind: str, event: Event) -> tuple[str, str]:
     if kind == "resume" and "divergence" in event:
         return "diverged", first_line(event["divergence"])
     if kind == "resume":
-        return "resumed", f"after {count_text(event.get('lines'))} recorded lines"
+        return "resumed", f"after {_count_text(event.get('lines'))} recorded lines"
     if kind == "interrupted":
         what = error.get("message") or event.get("error")
         return "interrupted", first_line(" ".join(filter(None, [first_line(event.get("kind"), 20), first_line(what)])))
@@ -778,7 +776,7 @@ def _other_words(kind: str, event: Event) -> tuple[str, str]:
     return first_line(event.get("event"), 40) or "unknown", ""
 
 
-def count_text(value: object) -> str:
+def _count_text(value: object) -> str:
     return str(int(_number(value))) if _number(value) else "?"
 
 
@@ -2199,8 +2197,7 @@ def notebook(events: Sequence[Event], context: str = "") -> JSONObject:
         elif kind == "cell" and root:
             cells += [_code_cell(event), *([_markdown_cell("\n\n".join(shown[index]))] if index in shown else [])]
         elif kind == "tool" and root and event.get("from_cell") is None:
-            asked, answer = event.get("arguments"), _outcome(kind, event)
-            cells += [_markdown_cell(_exchange(_tool_words(event)[0], asked, answer))]
+            cells += [_markdown_cell(_exchange(_tool_name(event), event.get("arguments"), _outcome(event)))]
         elif kind == "end" and root:
             said = _text(event.get("response")) or _text(_dict(event.get("error")).get("message"))
             cells += [_markdown(f"## {first_line(event.get('status'), 20)}\n\n{said}")]
@@ -2229,13 +2226,13 @@ def _under_cells(events: Sequence[Event]) -> dict[int, list[str]]:
             at = parents[at]
         cell = owners.get(at, at)
         owners |= dict.fromkeys(path, cell)
-        name, kind = _row(index, event).name, _kind(event)
+        row, kind = _row(index, event), _kind(event)
         if cell < 0 or cell == index or kind not in ("sub", "node", "cell", "tool", "end"):
             continue
         asked = event.get("code") or _last_user_text(event.get("prompt")) or event.get("arguments")
         came = event.get("response") if kind in ("sub", "end") else cell_text(event) if kind == "cell" else None
-        name = f"child: {name}" if kind in ("cell", "end") else name
-        found.setdefault(cell, []).append(_exchange(name, asked, came or _outcome(kind, event)))
+        name = f"child: {row.name}" if kind in ("cell", "end") else row.name
+        found.setdefault(cell, []).append(_exchange(name, asked, came or row.outcome))
     return found
 
 
@@ -2417,7 +2414,7 @@ class Trace:
         """The span of a cell or a tool. Its parent is the turn that called it, as in the journal."""
         agent, is_cell = self._agent(event), "code" in event
         result = next(iter(_dicts(event.get("tool_results"))), {})
-        name = "execute_code" if is_cell else _tool_words(event)[0]
+        name = "execute_code" if is_cell else _tool_name(event)
         status = first_line(event.get("status"), 20)
         error = _error_type(event.get("error")) if status in ("", "ok", "error") else status
         values = {
