@@ -22,7 +22,6 @@ import re
 import sys
 import threading
 import time
-from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -165,9 +164,8 @@ def _scan(path: str | os.PathLike[str], problems: list[str]) -> Iterator[tuple[E
             event, problem = _parse(line) if line.strip() else (None, "")
             if problem:
                 torn = event is None and not line.endswith(b"\n")
-                problems.append(
-                    f"the last line ({number}) is torn and left out" if torn else f"line {number} {problem}"
-                )
+                text = f"line {number} {problem}"
+                problems.append(f"the last line ({number}) is torn and left out" if torn else text)
             if event is not None:
                 yield upgrade.add(event, ended), size
             ended += line.endswith(b"\n")
@@ -318,7 +316,7 @@ _METRICS = {
 def without_bodies(event: Event) -> Event:
     """The event's metrics alone: no prompt, reply, code, output, argument or message."""
     event = {**event, **_explicit_error(event)}
-    bare = {name: value for name, value in event.items() if name in _METRICS and not is_malformed(name, value)}
+    bare = {name: value for name, value in event.items() if name in _METRICS}
     if "code" in event:
         bare["code"] = ""
     if "images" in event:
@@ -335,10 +333,6 @@ def without_bodies(event: Event) -> Event:
             {name: result.get(name) for name in ("id", "name", "is_error")} for result in _dicts(event["tool_results"])
         ]
     return bare
-
-
-def is_malformed(name: str, value: object) -> bool:
-    return name in ("limits", "left", "totals", "token_usage", "answer") and not isinstance(value, dict)
 
 
 # --- journals of version 1 --------------------------------------------------------------------------------------------
@@ -548,7 +542,6 @@ def rows(events: Sequence[Event]) -> list[Row]:
     flat = [_row(index, event, *span) for index, (event, span) in enumerate(zip(events, spans, strict=True))]
     parents = _parents(events)
     _mark_answer(events, flat)
-    _break_cycles(parents)
     for index, parent in enumerate(parents):
         if parent >= 0:
             flat[parent].children.append(index)
@@ -558,10 +551,9 @@ def rows(events: Sequence[Event]) -> list[Row]:
         words = f"{counted(len(orphans), 'event')} whose parent is not in this log"
         flat.append(Row(-1, "detached", "detached", words, children=orphans))
     order = _preorder(flat, roots)
-    _accumulate(order, _pauses(events, spans))
+    _accumulate(order, _clock(events, spans))
     for number, row in enumerate((row for row in order if row.name == "llm_query" and row.kind == "sub"), 1):
         row.text = f"#{number}"
-    _time_prompts(order, events)
     return order
 
 
@@ -600,11 +592,11 @@ def _parents(events: Sequence[Event]) -> list[int]:
             return under_call(event.get("parent_call_id"), event.get("cell"))
         return under_node(event)
 
-    return [parent(index, event) for index, event in enumerate(events)]
+    return _without_cycles([parent(index, event) for index, event in enumerate(events)])
 
 
-def _break_cycles(parents: list[int]) -> None:
-    """Cut each cycle of parents at one event, which then has lost its parent."""
+def _without_cycles(parents: list[int]) -> list[int]:
+    """The parents, each cycle of them cut at one event, which has lost its parent."""
     seen = [0] * len(parents)  # 0 new, else the number of the walk that met it
     for begin in range(len(parents)):
         at = begin
@@ -613,6 +605,7 @@ def _break_cycles(parents: list[int]) -> None:
             at = parents[at]
         if at >= 0 and seen[at] == begin + 1:
             parents[at] = _LOST
+    return parents
 
 
 def _preorder(flat: list[Row], roots: list[int]) -> list[Row]:
@@ -650,24 +643,23 @@ def _folded(flat: list[Row], indices: list[int]) -> list[int]:
     return folded
 
 
-def _accumulate(order: list[Row], pauses: list[tuple[float, float]]) -> None:
-    """Compute totals, own times and concurrency, leaves first."""
-    begins, ends = sorted(at for at, _ in pauses), sorted(at + length for at, length in pauses)
-    idle = [0.0, *accumulate(length for _, length in pauses)]
-    for row in reversed(order):
+def _accumulate(order: list[Row], clock: Sequence[float]) -> None:
+    """Compute totals, own times and concurrency, leaves first. `clock` is the time that the run was active."""
+    active = [(0.0, 0.0)] * len(order)  # when each row began and ended, by that clock
+    for place in reversed(range(len(order))):
+        row = order[place]
         below = [order[index] for index in row.children]
         row.all_tokens = row.tokens + sum(child.all_tokens for child in below)
         row.all_cost = round(row.cost + sum(child.all_cost for child in below), 10)
         row.all_unpriced = row.unpriced + sum(child.all_unpriced for child in below)
         row.all_errors = (row.flags & ERROR) + sum(child.all_errors for child in below)
         covered, row.max_concurrency = _coverage([(child.start, child.end) for child in below])
-        if row.kind in ("batch", "detached") and below:
-            row.start, row.end = below[0].start, below[0].end
-        for child in below:
-            row.start, row.end = min(row.start, child.start), max(row.end, child.end)
-        first, last = bisect_left(begins, row.start), bisect_right(ends, row.end)
-        still = idle[last] - idle[first] if last > first else 0.0
-        row.total_ms = max(0.0, row.end - row.start - still)
+        spans = [(row.start, row.end, clock[row.index] - row.self_ms, clock[row.index])] if row.index >= 0 else []
+        spans += [(child.start, child.end, *active[index]) for index, child in zip(row.children, below, strict=True)]
+        starts, ends, begun, ended = zip(*spans, strict=True)
+        row.start, row.end = min(starts), max(ends)
+        active[place] = begun[0] if row.kind == "node" else min(begun), max(ended)
+        row.total_ms = max(0.0, active[place][1] - active[place][0])
         if row.kind in ("turn", "sub", "tool", "interrupted"):
             continue  # own time is the call's own duration
         row.self_ms = max(0.0, (row.self_ms if row.kind == "cell" else row.total_ms) - covered)
@@ -869,39 +861,23 @@ def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
                 flat[opened[node]].outcome = first_line(event.get("response"))
 
 
-def _time_prompts(order: list[Row], events: Sequence[Event]) -> None:
-    """Give each prompt of the root the time that it was active, as in the run's heading."""
-    prompts = [row for row in order if row.kind == "node" and row.level == 0]
-    ends = [row.index for row in prompts[1:]] + [len(events)]
-    for row, end in zip(prompts, ends):
-        recorded = active_ms(events[row.index : end])
-        row.self_ms, row.total_ms = max(0.0, row.self_ms + recorded - row.total_ms), recorded
-
-
 def active_ms(events: Sequence[Event]) -> float:
     """How long the run was active during these events: as the last line that records it says, and since then."""
-    first, active, since, last = 0.0, 0.0, -1.0, 0.0
-    for place, (event, (start, end)) in enumerate(zip(events, _spans(events), strict=True)):
-        if "active_ms" in event:
-            active, since, last = _number(event["active_ms"]), end, end
-            first = first if place else active
-        since = start if since < 0 else since
+    clock = _clock(events, _spans(events))
+    before = clock[0] if events and "active_ms" in events[0] else 0.0
+    return max(0.0, clock[-1] - before) if clock else 0.0
+
+
+def _clock(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> list[float]:
+    """For how many milliseconds the run had been active when each event ended: pauses are not counted."""
+    clock: list[float] = []
+    active, since, last = 0.0, spans[0][0] if spans else 0.0, -math.inf
+    for event, (_, end) in zip(events, spans, strict=True):
         last = max(last, end)
-    return max(0.0, active - first + last - since)
-
-
-def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """(begin, length) of each time in which the run was not active: before a resumption or another prompt."""
-    pauses: list[tuple[float, float]] = []
-    before = at = 0.0
-    for index, event in enumerate(events):
-        if "active_ms" in event:
-            active, now = _number(event["active_ms"]), spans[index][1]
-            if index and event.get("event") in ("start", "resume") and not _number(event.get("depth")):
-                idle = min(spans[index][0] - spans[index - 1][1], now - at - (active - before))
-                pauses += [(spans[index - 1][1], idle)] if idle > 10 else []  # the two clocks differ by less
-            before, at = active, now
-    return pauses
+        if "active_ms" in event and not _number(event.get("depth")):
+            active, since, last = _number(event["active_ms"]), end, end
+        clock.append(active + last - since)
+    return list(accumulate(reversed(clock), min))[::-1]  # what is recorded is right, and a clock never goes back
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------
@@ -2217,7 +2193,6 @@ _NOTEBOOK_NOTE = (
 def _under_cells(events: Sequence[Event]) -> dict[int, list[str]]:
     """The calls of models and tools from each of the root's cells, as Markdown, by the cell's index in the journal."""
     parents, found = _parents(events), dict[int, list[str]]()
-    _break_cycles(parents)
     owners = {_TOP: -1, _LOST: -1}  # event -> the root's cell that it is below
     for index, event in enumerate(events):
         path, at = [], index
