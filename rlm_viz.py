@@ -572,27 +572,21 @@ def _parents(events: Sequence[Event]) -> list[int]:
         elif kind not in ("tool", "end") and event.get("call_id") is not None:
             calls.setdefault(call, index)
 
-    def under_call(call: object, cell: object) -> int:
-        if call is None:
-            return _TOP
-        found = cells.get((str(call), _number(cell))) if cell is not None else None
-        return calls.get(str(call), _LOST) if found is None else found
-
-    def under_node(event: Event) -> int:
-        found = nodes.get(str(event.get("node")), _LOST)
-        return under_call(event.get("parent_call_id"), None) if found == _LOST else found
-
-    def parent(index: int, event: Event) -> int:
-        kind = event.get("event")
+    parents: list[int] = []
+    for index, event in enumerate(events):
+        kind, node = event.get("event"), str(event.get("node"))
         if kind == "start":
-            nodes[str(event.get("node"))] = index  # later events are children of the node's latest prompt
-        if kind == "tool":
-            return under_call(event.get("call_id"), event.get("from_cell"))
-        if kind == "start" or (kind in ("call", "interrupted") and event.get("kind") == "sub"):
-            return under_call(event.get("parent_call_id"), event.get("cell"))
-        return under_node(event)
-
-    return _without_cycles([parent(index, event) for index, event in enumerate(events)])
+            nodes[node] = index  # later events are children of the node's latest prompt
+        names = ("call_id", "from_cell") if kind == "tool" else ("parent_call_id", "cell")
+        call, cell = (event.get(name) for name in names)
+        if kind in ("start", "tool") or (kind in ("call", "interrupted") and event.get("kind") == "sub"):
+            place = None if cell is None else cells.get((str(call), _number(cell)))
+        else:
+            place = nodes.get(node)
+        if place is None:
+            place = _TOP if call is None else calls.get(str(call), _LOST)
+        parents.append(place)
+    return _without_cycles(parents)
 
 
 def _without_cycles(parents: list[int]) -> list[int]:
@@ -2613,17 +2607,16 @@ class OTel:
     def _post(self, batch: list[JSONObject], until: float) -> None:
         """Send one request, repeated if the collector asks for that and time is left."""
         import requests
-        import urllib3
 
         headers, pause = {**self.headers, "Content-Type": "application/json"}, 0.25
         how: dict[str, Any] = {"data": _json(otlp(batch)).encode(), "headers": headers, "allow_redirects": False}
         how["auth"] = self.login or (lambda request: request)  # or a login from ~/.netrc would replace a header
         while True:
             try:
-                answer = requests.post(self.url, timeout=max(0.05, until - time.monotonic()), stream=True, **how)
-                content = answer.raw.read(1 << 16, decode_content=True)
-                answer.close()
-            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                timeout = max(0.05, until - time.monotonic())
+                with requests.post(self.url, timeout=timeout, stream=True, **how) as answer:
+                    content = next(answer.iter_content(1 << 16), b"")
+            except requests.RequestException as error:
                 raise OSError(f"{self.shown} does not answer: {_root_cause(error)}") from None
             asked = answer.headers.get("Retry-After", "")
             pause = int(asked) if re.fullmatch(r"\d{1,6}", asked) else 2 * pause
