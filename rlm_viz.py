@@ -999,7 +999,9 @@ _ASCII = str.maketrans("◆●○▶■≡✓↻✗⇊·×→…├└│─", "
 def tree(events: Sequence[Event], *, color: bool = False, width: int = 100, ascii_only: bool = False) -> str:
     """The run as a tree for a terminal: each line with tokens, cost and time as `total (self)`, batches folded."""
     listed = rows(events)
-    lines = [_paint(_heading(events, listed), "1", color), *_columns(width)]
+    lines = [_paint(_heading(events, listed), "1", color)]
+    if width >= 90:
+        lines.append(" " * (width - sum(_FIGURES)) + _aligned(["tokens (self)", "cost (self)", "time (self)"]))
     guides: list[bool] = []  # for each level: does a later sibling follow?
     later = _has_later_sibling(listed)
     folded = -1
@@ -1026,13 +1028,8 @@ def _heading(events: Sequence[Event], listed: Sequence[Row]) -> str:
 _FIGURES = (20, 22, 20)  # columns for tokens, cost and time
 
 
-def _columns(width: int) -> list[str]:
-    if width < 90:
-        return []
-    titles = [
-        title.rjust(wide) for title, wide in zip(("tokens (self)", "cost (self)", "time (self)"), _FIGURES, strict=True)
-    ]
-    return [" " * (width - sum(_FIGURES)) + "".join(titles)]
+def _aligned(texts: Iterable[str]) -> str:
+    return "".join(text.rjust(wide) for text, wide in zip(texts, _FIGURES, strict=True))
 
 
 def _has_later_sibling(listed: Sequence[Row]) -> list[bool]:
@@ -1072,8 +1069,7 @@ def _figures(row: Row, width: int) -> str:
     tokens, cost, time = _figure_texts(row)
     if width < 90:
         return tokens[0].rjust(10) + cost[0].rjust(11) + time[0].rjust(9)
-    pairs = (f"{total} ({own})" if own and own != total else total for total, own in (tokens, cost, time))
-    return "".join(text.rjust(wide) for text, wide in zip(pairs, _FIGURES, strict=True))
+    return _aligned(f"{total} ({own})" if own and own != total else total for total, own in (tokens, cost, time))
 
 
 def _figure_texts(row: Row) -> tuple[tuple[str, str], tuple[str, str], tuple[str, str]]:
@@ -2138,11 +2134,9 @@ def _openai_call(call: Event) -> JSONObject:
 
 
 def _plain_text(content: object) -> str:
-    return (
-        "\n".join(str(part.get("text", "")) for part in _dicts(content))
-        if isinstance(content, list)
-        else _text(content)
-    )
+    if isinstance(content, list):
+        return "\n".join(str(part.get("text", "")) for part in _dicts(content))
+    return _text(content)
 
 
 # - a notebook
