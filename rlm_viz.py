@@ -578,13 +578,13 @@ def _parents(events: Sequence[Event]) -> list[int]:
         if kind == "start":
             nodes[node] = index  # later events are children of the node's latest prompt
         names = ("call_id", "from_cell") if kind == "tool" else ("parent_call_id", "cell")
-        call, cell = (event.get(name) for name in names)
+        above, cell = (event.get(name) for name in names)
         if kind in ("start", "tool") or (kind in ("call", "interrupted") and event.get("kind") == "sub"):
-            place = None if cell is None else cells.get((str(call), _number(cell)))
+            place = None if cell is None else cells.get((str(above), _number(cell)))
         else:
             place = nodes.get(node)
         if place is None:
-            place = _TOP if call is None else calls.get(str(call), _LOST)
+            place = _TOP if above is None else calls.get(str(above), _LOST)
         parents.append(place)
     return _without_cycles(parents)
 
@@ -1256,7 +1256,7 @@ class Activity:
 
     def _latest(self, key: tuple[str, ...]) -> defaultdict[str, float]:
         """The figures of an activity, which is now the latest."""
-        self._doing[key] = self._doing.pop(key, None) or defaultdict(float, began=time.monotonic())
+        self._doing[key] = self._doing.pop(key, defaultdict(float, began=time.monotonic()))
         return self._doing[key]
 
 
