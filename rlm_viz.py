@@ -347,14 +347,12 @@ def upgraded(events: Iterable[Event]) -> list[Event]:
 class Upgrade:
     """Makes events of version 1 into those of version 2, which says what version 1 leaves to be inferred.
 
-    Add every event of one journal, in order: the lines that hold a message or gave an answer, and the time for which
-    the run was active, follow from the lines before.
+    Add every event of one journal, in order: the lines that hold a message or gave an answer are among those before.
     """
 
     def __init__(self) -> None:
         self._lines: dict[tuple[str, str, str], Event] = {}  # (node, "role" or "result", its name) -> reference
         self._newest: dict[str, Event] = {}  # node -> reference to its newest turn or cell
-        self._active, self._begin, self._last = 0.0, -1.0, 0.0  # milliseconds: before, since when, the latest
 
     def add(self, event: Event, index: int) -> Event:
         """The event, whose number in the journal is `index`, in version 2."""
@@ -368,7 +366,6 @@ class Upgrade:
         elif kind == "end":
             event["answer"] = self._newest.get(node)
         self._note(event, node, line)
-        self._time(event)
         return event
 
     def _note(self, event: Event, node: str, line: Event) -> None:
@@ -396,21 +393,6 @@ class Upgrade:
             return {**message, "refs": [_without(result, "heading")]} if result else message
         line = self._lines.get((node, "role", str(message.get("role"))))
         return {**message, "refs": [line]} if line else message
-
-    def _time(self, event: Event) -> None:
-        end = parse_timestamp(event.get("timestamp"))
-        end = self._last if end is None else end
-        start, kind = end - _length_ms(event), event.get("event")
-        restarts = (kind == "resume" and "divergence" not in event) or bool(event.get("continues"))
-        if restarts and self._begin >= 0:
-            self._active, self._begin = self._active + self._last - self._begin, start
-        self._begin = start if self._begin < 0 else self._begin
-        self._last = max(self._last, end)
-        if kind == "end" and not _number(event.get("depth")):
-            recorded = _number(_dict(event.get("totals")).get("duration_ms"))
-            self._active, self._begin = self._active + (recorded or self._last - self._begin), -1.0
-        if restarts or self._begin < 0:
-            event["active_ms"] = self._active
 
 
 def _explicit_error(event: Event) -> Event:
@@ -865,13 +847,27 @@ def active_ms(events: Sequence[Event]) -> float:
 def _clock(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> list[float]:
     """For how many milliseconds the run had been active when each event ended: pauses are not counted."""
     clock: list[float] = []
-    active, since, last = 0.0, spans[0][0] if spans else 0.0, -math.inf
+    active, since = 0.0, spans[0][0] if spans else 0.0
+    last = since
     for event, (_, end) in zip(events, spans, strict=True):
+        recorded = _recorded_ms(event, active, active + last - since)
         last = max(last, end)
-        if "active_ms" in event and not _number(event.get("depth")):
-            active, since, last = _number(event["active_ms"]), end, end
+        if recorded is not None:
+            active, since, last = recorded, end, end
         clock.append(active + last - since)
     return list(accumulate(reversed(clock), min))[::-1]  # what is recorded is right, and a clock never goes back
+
+
+def _recorded_ms(event: Event, begun: float, now: float) -> float | None:
+    """How long the run has been active, if the event says so. In version 1 it follows from when the run went on."""
+    kind, totals = event.get("event"), _dict(event.get("totals"))
+    if _number(event.get("depth")):
+        return None
+    if "active_ms" in event:
+        return _number(event["active_ms"])
+    if event.get("continues") or (kind == "resume" and "divergence" not in event):
+        return now
+    return begun + took if kind == "end" and (took := _number(totals.get("duration_ms"))) else None
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------
