@@ -1389,9 +1389,8 @@ def find_log(dir: str | os.PathLike[str], id_prefix: str) -> str:
     shown = ", ".join((matches or names)[:8]) + (", …" if len(matches or names) > 8 else "")
     if matches:
         raise ValueError(f"{id_prefix!r} is the beginning of {len(matches)} runs: {shown}")
-    raise ValueError(
-        f"no run {id_prefix!r} in {os.fspath(dir)!r}" + (f"; there are {shown}" if names else ", which has none")
-    )
+    there = f"; there are {shown}" if names else ", which has none"
+    raise ValueError(f"no run {id_prefix!r} in {os.fspath(dir)!r}{there}")
 
 
 def _log_names(dir: str | os.PathLike[str]) -> list[str]:
@@ -1829,12 +1828,9 @@ def _load(path: str | os.PathLike[str], room: PageBudget, bodies: bool = True) -
         whole = bodies and (size <= room.bodies or event.get("event") in ("start", "end"))
         dropped += not whole
         events.append(event if whole else without_bodies(event))
-    if dropped and bodies:
-        problems.append(
-            f"the text of {dropped:,} events is left out: the page holds {BODY_LIMIT // 1_000_000} MB of log already"
-        )
-    elif dropped:
-        problems.append(NO_BODIES)
+    if dropped:
+        full = f"the page holds {BODY_LIMIT // 1_000_000} MB of log already"
+        problems.append(f"the text of {dropped:,} events is left out: {full}" if bodies else NO_BODIES)
     return _prepare(os.path.basename(os.fspath(path)).removesuffix(".jsonl"), events, problems, room)
 
 
