@@ -1708,8 +1708,7 @@ def json_safe(event: Event) -> Event:
 
 
 def _json(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()  # lone surrogates as \\udXXX
+    return _sendable(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
 
 
 def _script_safe(text: str) -> str:
@@ -2466,8 +2465,8 @@ def _attributes(values: Mapping[str, object]) -> list[JSONObject]:
 
 
 def _sendable(text: str) -> str:
-    """The text without lone surrogates, which protobuf refuses."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """The text with lone surrogates as \\udXXX: neither UTF-8 nor protobuf has them."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def otlp(made: Sequence[JSONObject]) -> JSONObject:
