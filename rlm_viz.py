@@ -175,7 +175,10 @@ def _scan(path: str | os.PathLike[str], problems: list[str]) -> Iterator[tuple[E
 
 def _parse(line: bytes) -> tuple[Event | None, str]:
     try:
-        event = from_json(line.decode("utf-8-sig", "replace"), constant=_none, depth=EVENT_DEPTH)
+        try:
+            event = from_json(line, constant=_none, depth=EVENT_DEPTH)
+        except UnicodeDecodeError:
+            event = from_json(line.decode("utf-8", "replace"), constant=_none, depth=EVENT_DEPTH)
     except ValueError as error:
         problem = "is not JSON" if len(line) <= JSON_VALUES else f"cannot be read ({error})"
         return None, f"{problem} and was left out"
