@@ -22,12 +22,11 @@ import re
 import sys
 import threading
 import time
-from bisect import bisect_left, bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -165,9 +164,8 @@ def _scan(path: str | os.PathLike[str], problems: list[str]) -> Iterator[tuple[E
             event, problem = _parse(line) if line.strip() else (None, "")
             if problem:
                 torn = event is None and not line.endswith(b"\n")
-                problems.append(
-                    f"the last line ({number}) is torn and left out" if torn else f"line {number} {problem}"
-                )
+                text = f"line {number} {problem}"
+                problems.append(f"the last line ({number}) is torn and left out" if torn else text)
             if event is not None:
                 yield upgrade.add(event, ended), size
             ended += line.endswith(b"\n")
@@ -321,7 +319,7 @@ _METRICS = {
 def without_bodies(event: Event) -> Event:
     """The event's metrics alone: no prompt, reply, code, output, argument or message."""
     event = {**event, **_explicit_error(event)}
-    bare = {name: value for name, value in event.items() if name in _METRICS and not is_malformed(name, value)}
+    bare = {name: value for name, value in event.items() if name in _METRICS}
     if "code" in event:
         bare["code"] = ""
     if "images" in event:
@@ -340,10 +338,6 @@ def without_bodies(event: Event) -> Event:
     return bare
 
 
-def is_malformed(name: str, value: object) -> bool:
-    return name in ("limits", "left", "totals", "token_usage", "answer") and not isinstance(value, dict)
-
-
 # --- journals of version 1 --------------------------------------------------------------------------------------------
 
 
@@ -356,14 +350,12 @@ def upgraded(events: Iterable[Event]) -> list[Event]:
 class Upgrade:
     """Makes events of version 1 into those of version 2, which says what version 1 leaves to be inferred.
 
-    Add every event of one journal, in order: the lines that hold a message or gave an answer, and the time for which
-    the run was active, follow from the lines before.
+    Add every event of one journal, in order: the lines that hold a message or gave an answer are among those before.
     """
 
     def __init__(self) -> None:
         self._lines: dict[tuple[str, str, str], Event] = {}  # (node, "role" or "result", its name) -> reference
         self._newest: dict[str, Event] = {}  # node -> reference to its newest turn or cell
-        self._active, self._begin, self._last = 0.0, -1.0, 0.0  # milliseconds: before, since when, the latest
 
     def add(self, event: Event, index: int) -> Event:
         """The event, whose number in the journal is `index`, in version 2."""
@@ -377,7 +369,6 @@ class Upgrade:
         elif kind == "end":
             event["answer"] = self._newest.get(node)
         self._note(event, node, line)
-        self._time(event)
         return event
 
     def _note(self, event: Event, node: str, line: Event) -> None:
@@ -405,21 +396,6 @@ class Upgrade:
             return {**message, "refs": [_without(result, "heading")]} if result else message
         line = self._lines.get((node, "role", str(message.get("role"))))
         return {**message, "refs": [line]} if line else message
-
-    def _time(self, event: Event) -> None:
-        end = parse_timestamp(event.get("timestamp"))
-        end = self._last if end is None else end
-        start, kind = end - _length_ms(event), event.get("event")
-        restarts = (kind == "resume" and "divergence" not in event) or bool(event.get("continues"))
-        if restarts and self._begin >= 0:
-            self._active, self._begin = self._active + self._last - self._begin, start
-        self._begin = start if self._begin < 0 else self._begin
-        self._last = max(self._last, end)
-        if kind == "end" and not _number(event.get("depth")):
-            recorded = _number(_dict(event.get("totals")).get("duration_ms"))
-            self._active, self._begin = self._active + (recorded or self._last - self._begin), -1.0
-        if restarts or self._begin < 0:
-            event["active_ms"] = self._active
 
 
 def _explicit_error(event: Event) -> Event:
@@ -546,36 +522,23 @@ def rows(events: Sequence[Event]) -> list[Row]:
     It is linear and iterative, so that a chain of any depth works. Events without a parent, or in a cycle of parents,
     are under one heading, "detached".
     """
-    events = upgraded(events)
+    events = _with_arguments(upgraded(events))
     spans = _spans(events)
-    asked = _arguments(events)
-    flat = [_row(index, event, *span, asked) for index, (event, span) in enumerate(zip(events, spans, strict=True))]
+    flat = [_row(index, event, *span) for index, (event, span) in enumerate(zip(events, spans, strict=True))]
     parents = _parents(events)
     _mark_answer(events, flat)
-    detached = _break_cycles(parents)
-    roots: list[int] = []
-    orphans: list[int] = []
     for index, parent in enumerate(parents):
         if parent >= 0:
             flat[parent].children.append(index)
-        else:
-            (orphans if parent == _LOST or index in detached else roots).append(index)
-    if orphans:
+    roots = [index for index, parent in enumerate(parents) if parent == _TOP]
+    if orphans := [index for index, parent in enumerate(parents) if parent == _LOST]:
         roots.append(len(flat))
-        flat.append(
-            Row(
-                -1,
-                "detached",
-                "detached",
-                f"{counted(len(orphans), 'event')} whose parent is not in this log",
-                children=orphans,
-            )
-        )
+        words = f"{counted(len(orphans), 'event')} whose parent is not in this log"
+        flat.append(Row(-1, "detached", "detached", words, children=orphans))
     order = _preorder(flat, roots)
-    _accumulate(order, _pauses(events, spans))
+    _accumulate(order, _clock(events, spans))
     for number, row in enumerate((row for row in order if row.name == "llm_query" and row.kind == "sub"), 1):
         row.text = f"#{number}"
-    _time_prompts(order, events)
     return order
 
 
@@ -594,34 +557,25 @@ def _parents(events: Sequence[Event]) -> list[int]:
         elif kind not in ("tool", "end") and event.get("call_id") is not None:
             calls.setdefault(call, index)
 
-    def under_call(call: object, cell: object) -> int:
-        if call is None:
-            return _TOP
-        found = cells.get((str(call), _number(cell))) if cell is not None else None
-        return calls.get(str(call), _LOST) if found is None else found
-
-    def under_node(event: Event) -> int:
-        found = nodes.get(str(event.get("node")), _LOST)
-        return under_call(event.get("parent_call_id"), None) if found == _LOST else found
-
-    def parent(index: int, event: Event) -> int:
-        kind = event.get("event")
+    parents: list[int] = []
+    for index, event in enumerate(events):
+        kind, node = event.get("event"), str(event.get("node"))
         if kind == "start":
-            nodes[str(event.get("node"))] = index  # later events are children of the node's latest prompt
-        if kind == "tool":
-            return under_call(event.get("call_id"), event.get("from_cell"))
-        if kind == "start" or (kind == "call" and event.get("kind") == "sub"):
-            return under_call(event.get("parent_call_id"), event.get("cell"))
-        if kind == "interrupted" and event.get("kind") == "sub":
-            return under_call(event.get("parent_call_id"), event.get("cell"))
-        return under_node(event)
+            nodes[node] = index  # later events are children of the node's latest prompt
+        names = ("call_id", "from_cell") if kind == "tool" else ("parent_call_id", "cell")
+        above, cell = (event.get(name) for name in names)
+        if kind in ("start", "tool") or (kind in ("call", "interrupted") and event.get("kind") == "sub"):
+            place = None if cell is None else cells.get((str(above), _number(cell)))
+        else:
+            place = nodes.get(node)
+        if place is None:
+            place = _TOP if above is None else calls.get(str(above), _LOST)
+        parents.append(place)
+    return _without_cycles(parents)
 
-    return [parent(index, event) for index, event in enumerate(events)]
 
-
-def _break_cycles(parents: list[int]) -> set[int]:
-    """Cut each cycle of parents at one event; the numbers of these events."""
-    cut: set[int] = set()
+def _without_cycles(parents: list[int]) -> list[int]:
+    """The parents, each cycle of them cut at one event, which has lost its parent."""
     seen = [0] * len(parents)  # 0 new, else the number of the walk that met it
     for begin in range(len(parents)):
         at = begin
@@ -630,8 +584,7 @@ def _break_cycles(parents: list[int]) -> set[int]:
             at = parents[at]
         if at >= 0 and seen[at] == begin + 1:
             parents[at] = _LOST
-            cut.add(at)
-    return cut
+    return parents
 
 
 def _preorder(flat: list[Row], roots: list[int]) -> list[Row]:
@@ -657,70 +610,57 @@ def _by_start(flat: list[Row], indices: list[int]) -> list[int]:
 def _folded(flat: list[Row], indices: list[int]) -> list[int]:
     """The siblings, with each long sequence of one kind of call replaced by a new "batch" row."""
     folded: list[int] = []
-    begin = 0
-    while begin < len(indices):
-        first = flat[indices[begin]]
-        end = begin + 1
-        while end < len(indices) and (flat[indices[end]].kind, flat[indices[end]].name) == (first.kind, first.name):
-            end += 1
-        if first.kind in ("sub", "node", "tool") and end - begin >= COLLAPSE_AT:
+    for (kind, name), group in groupby(indices, lambda index: (flat[index].kind, flat[index].name)):
+        alike = list(group)
+        if kind in ("sub", "node", "tool") and len(alike) >= COLLAPSE_AT:
+            first = flat[alike[0]]
             folded.append(len(flat))
-            label = f"{first.name} × {end - begin}"
-            flat.append(Row(-1, "batch", label, model=first.model, depth=first.depth, children=indices[begin:end]))
+            label = f"{name} × {len(alike)}"
+            flat.append(Row(-1, "batch", label, model=first.model, depth=first.depth, children=alike))
         else:
-            folded.extend(indices[begin:end])
-        begin = end
+            folded += alike
     return folded
 
 
-def _accumulate(order: list[Row], pauses: list[tuple[float, float]]) -> None:
-    """Compute totals, own times and concurrency, leaves first."""
-    begins, ends = sorted(at for at, _ in pauses), sorted(at + length for at, length in pauses)
-    idle = [0.0, *accumulate(length for _, length in pauses)]
-    for row in reversed(order):
+def _accumulate(order: list[Row], clock: Sequence[float]) -> None:
+    """Compute totals, own times and concurrency, leaves first. `clock` is the time that the run was active."""
+    active = [(0.0, 0.0)] * len(order)  # when each row began and ended, by that clock
+    for place in reversed(range(len(order))):
+        row = order[place]
         below = [order[index] for index in row.children]
         row.all_tokens = row.tokens + sum(child.all_tokens for child in below)
         row.all_cost = round(row.cost + sum(child.all_cost for child in below), 10)
         row.all_unpriced = row.unpriced + sum(child.all_unpriced for child in below)
         row.all_errors = (row.flags & ERROR) + sum(child.all_errors for child in below)
         covered, row.max_concurrency = _coverage([(child.start, child.end) for child in below])
-        if row.kind in ("batch", "detached") and below:
-            row.start, row.end = below[0].start, below[0].end
-        for child in below:
-            row.start, row.end = min(row.start, child.start), max(row.end, child.end)
-        first, last = bisect_left(begins, row.start), bisect_right(ends, row.end)
-        still = idle[last] - idle[first] if last > first else 0.0
-        row.total_ms = max(0.0, row.end - row.start - still)
+        spans = [(row.start, row.end, clock[row.index] - row.self_ms, clock[row.index])] if row.index >= 0 else []
+        spans += [(child.start, child.end, *active[index]) for index, child in zip(row.children, below, strict=True)]
+        starts, ends, begun, ended = zip(*spans, strict=True)
+        row.start, row.end = min(starts), max(ends)
+        active[place] = begun[0] if row.kind == "node" else min(begun), max(ended)
+        row.total_ms = max(0.0, active[place][1] - active[place][0])
         if row.kind in ("turn", "sub", "tool", "interrupted"):
             continue  # own time is the call's own duration
         row.self_ms = max(0.0, (row.self_ms if row.kind == "cell" else row.total_ms) - covered)
 
 
 def _coverage(spans: list[tuple[float, float]]) -> tuple[float, int]:
-    """Time covered by at least one span, and how many ran at once at most."""
-    edges = sorted(edge for start, end in spans if end > start for edge in ((start, 1), (end, -1)))
-    covered, active, since = 0.0, 0, 0.0
-    for at, step in edges:
-        covered += at - since if active else 0.0
-        active, since = active + step, at
-    return covered, _most_at_once(spans)
+    """Time covered by at least one span, and how many overlap at most, by more than a millisecond.
+
+    In sequence, a call may begin in the millisecond in which the last one ended.
+    """
+    covered, until = 0.0, -math.inf
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, until))
+        until = max(until, end)
+    edges = sorted(edge for start, end in spans if end - start > 1 for edge in ((start + 1, 1), (end, -1)))
+    return covered, max(accumulate(step for _, step in edges), default=0)
 
 
-def _most_at_once(spans: list[tuple[float, float]]) -> int:
-    """How many overlap by more than a millisecond: in sequence, a call begins in the millisecond the last one ended."""
-    most = active = 0
-    for _, step in sorted(edge for start, end in spans if end - start > 1 for edge in ((start + 1, 1), (end, -1))):
-        active += step
-        most = max(most, active)
-    return most
-
-
-def _row(index: int, event: Event, start: float, end: float, asked: _Asked) -> Row:
+def _row(index: int, event: Event, start: float = 0.0, end: float = 0.0) -> Row:
     kind = _kind(event)
-    words = _tool_words(event, asked) if kind == "tool" else label(kind, event)
-    row = Row(
-        index, kind, *words, _outcome(kind, event), start=start, end=end, self_ms=end - start, flags=_flags(kind, event)
-    )
+    row = Row(index, kind, *_words(kind, event), start=start, end=end, self_ms=end - start)
+    row.flags = _flags(kind, event)
     row.depth = int(_number(event.get("depth")))
     row.model = first_line(event.get("model"), 60)
     if kind in ("turn", "sub"):
@@ -744,19 +684,22 @@ def _kind(event: Event) -> str:
     return str(name) if name in EVENTS else "other"
 
 
-def label(kind: str, event: Event) -> tuple[str, str]:
-    """The name and the detail of a row."""
+def _words(kind: str, event: Event) -> tuple[str, str, str]:
+    """What a row is called, what it asked or ran, and what came of it."""
     if kind == "node":
         name = "next prompt" if event.get("continues") else "run"
-        return (name if event.get("parent_call_id") is None else "rlm_query"), first_line(event.get("prompt"))
+        return name if event.get("parent_call_id") is None else "rlm_query", first_line(event.get("prompt")), ""
     if kind == "turn":
-        return f"turn {count_text(event.get('turn'))}", _turn_text(event)
+        return f"turn {_count_text(event.get('turn'))}", _turn_text(event), ""
     if kind == "sub":
         name = "summary" if event.get("kind") == "summary" else "llm_query"
-        return name, ""
+        return name, "", first_line(event.get("response")) or first_line(_last_user_text(event.get("prompt")))
     if kind == "cell":
-        return f"cell {count_text(event.get('cell'))}", _telling_line(event.get("code"), event.get("traceback"))
-    return _other_words(kind, event)
+        text = _telling_line(event.get("code"), event.get("traceback"))
+        return f"cell {_count_text(event.get('cell'))}", text, _outcome(event)
+    if kind == "tool":
+        return _tool_name(event), first_line(event.get("arguments") or ""), _outcome(event)
+    return *_other_words(kind, event), ""
 
 
 def _turn_text(event: Event) -> str:
@@ -770,26 +713,20 @@ def _turn_text(event: Event) -> str:
     return (first_line(comment[1]) if comment else _telling_line(code)) or _calls_in_words(event)
 
 
-def _outcome(kind: str, event: Event) -> str:
-    """The result of a row: a cell's last line of output or its error, a sub-call's reply, a tool's result."""
-    if kind == "sub":
-        return first_line(event.get("response")) or first_line(_last_user_text(event.get("prompt")))
-    if kind not in ("cell", "tool"):
-        return ""
+def _outcome(event: Event) -> str:
+    """The error of a cell or a tool, or the last line of a cell's output, or a tool's result."""
     if event.get("error"):
         return first_line(_error_words(event))
-    if kind == "tool":
+    if "code" not in event:
         return first_line(next((result.get("content") for result in _dicts(event.get("tool_results"))), None))
     last = (_text(event.get("value")) or _text(event.get("stdout"))).strip().rpartition("\n")[2]
     images = f"[{counted(count, 'image')}]" if (count := _image_count(event)) else ""
     return " ".join(filter(None, [first_line(last), images]))
 
 
-def _tool_words(event: Event, asked: _Asked) -> tuple[str, str]:
+def _tool_name(event: Event) -> str:
     names = [first_line(result.get("name"), 40) for result in _dicts(event.get("tool_results"))]
-    arguments = event.get("arguments", asked.get(_asked_key(event)))
-    name = first_line(event.get("name"), 40) or ", ".join(dict.fromkeys(names)) or "tool"
-    return name, first_line(_text(arguments)) if arguments else ""
+    return first_line(event.get("name"), 40) or ", ".join(dict.fromkeys(names)) or "tool"
 
 
 def _other_words(kind: str, event: Event) -> tuple[str, str]:
@@ -800,7 +737,7 @@ def _other_words(kind: str, event: Event) -> tuple[str, str]:
     if kind == "resume" and "divergence" in event:
         return "diverged", first_line(event["divergence"])
     if kind == "resume":
-        return "resumed", f"after {count_text(event.get('lines'))} recorded lines"
+        return "resumed", f"after {_count_text(event.get('lines'))} recorded lines"
     if kind == "interrupted":
         what = error.get("message") or event.get("error")
         return "interrupted", first_line(" ".join(filter(None, [first_line(event.get("kind"), 20), first_line(what)])))
@@ -810,7 +747,7 @@ def _other_words(kind: str, event: Event) -> tuple[str, str]:
     return first_line(event.get("event"), 40) or "unknown", ""
 
 
-def count_text(value: object) -> str:
+def _count_text(value: object) -> str:
     return str(int(_number(value))) if _number(value) else "?"
 
 
@@ -855,9 +792,6 @@ def _flags(kind: str, event: Event) -> int:
 # --- when things happened, what asked for them, and where an answer came from -----------------------------------------
 
 
-_Asked = Mapping[tuple[str, str], object]
-
-
 def _spans(events: Sequence[Event]) -> list[tuple[float, float]]:
     """Start and end of each event, whose line is written when it ends; one without a time gets its neighbour's."""
     spans: list[tuple[float, float]] = []
@@ -873,19 +807,20 @@ def _length_ms(event: Event) -> float:
     return _number(event.get("duration_ms")) if event.get("event") in ("call", "tool", "interrupted") else 0.0
 
 
-def _arguments(events: Sequence[Event]) -> _Asked:
-    """The arguments of each tool call: (call id of the turn, id of the tool call) -> arguments."""
-    return {
+def _with_arguments(events: Sequence[Event]) -> list[Event]:
+    """The events, with the arguments of each tool call where its outcome is."""
+    asked = {
         (str(event.get("call_id")), str(call.get("id"))): call.get("arguments")
         for event in events
         if event.get("event") == "call"
         for call in _dicts(event.get("tool_calls"))
     }
 
+    def arguments(event: Event) -> object:
+        result = next(iter(_dicts(event.get("tool_results"))), {})
+        return asked.get((str(event.get("call_id")), str(result.get("id") if result else "")))
 
-def _asked_key(event: Event) -> tuple[str, str]:
-    results = _dicts(event.get("tool_results"))
-    return str(event.get("call_id")), str(results[0].get("id")) if results else ""
+    return [{"arguments": arguments(event), **event} if event.get("event") == "tool" else event for event in events]
 
 
 def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
@@ -905,39 +840,37 @@ def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
                 flat[opened[node]].outcome = first_line(event.get("response"))
 
 
-def _time_prompts(order: list[Row], events: Sequence[Event]) -> None:
-    """Give each prompt of the root the time that it was active, as in the run's heading."""
-    prompts = [row for row in order if row.kind == "node" and row.level == 0]
-    ends = [row.index for row in prompts[1:]] + [len(events)]
-    for row, end in zip(prompts, ends):
-        recorded = active_ms(events[row.index : end])
-        row.self_ms, row.total_ms = max(0.0, row.self_ms + recorded - row.total_ms), recorded
-
-
 def active_ms(events: Sequence[Event]) -> float:
     """How long the run was active during these events: as the last line that records it says, and since then."""
-    first, active, since, last = 0.0, 0.0, -1.0, 0.0
-    for place, (event, (start, end)) in enumerate(zip(events, _spans(events), strict=True)):
-        if "active_ms" in event:
-            active, since, last = _number(event["active_ms"]), end, end
-            first = first if place else active
-        since = start if since < 0 else since
+    clock = _clock(events, _spans(events))
+    before = clock[0] if events and "active_ms" in events[0] else 0.0
+    return max(0.0, clock[-1] - before) if clock else 0.0
+
+
+def _clock(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> list[float]:
+    """For how many milliseconds the run had been active when each event ended: pauses are not counted."""
+    clock: list[float] = []
+    active, since = 0.0, spans[0][0] if spans else 0.0
+    last = since
+    for event, (_, end) in zip(events, spans, strict=True):
+        recorded = _recorded_ms(event, active, active + last - since)
         last = max(last, end)
-    return max(0.0, active - first + last - since)
+        if recorded is not None:
+            active, since, last = recorded, end, end
+        clock.append(active + last - since)
+    return list(accumulate(reversed(clock), min))[::-1]  # what is recorded is right, and a clock never goes back
 
 
-def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """(begin, length) of each time in which the run was not active: before a resumption or another prompt."""
-    pauses: list[tuple[float, float]] = []
-    before = at = 0.0
-    for index, event in enumerate(events):
-        if "active_ms" in event:
-            active, now = _number(event["active_ms"]), spans[index][1]
-            if index and event.get("event") in ("start", "resume") and not _number(event.get("depth")):
-                idle = min(spans[index][0] - spans[index - 1][1], now - at - (active - before))
-                pauses += [(spans[index - 1][1], idle)] if idle > 10 else []  # the two clocks differ by less
-            before, at = active, now
-    return pauses
+def _recorded_ms(event: Event, begun: float, now: float) -> float | None:
+    """How long the run has been active, if the event says so. In version 1 it follows from when the run went on."""
+    kind, totals = event.get("event"), _dict(event.get("totals"))
+    if _number(event.get("depth")):
+        return None
+    if "active_ms" in event:
+        return _number(event["active_ms"])
+    if event.get("continues") or (kind == "resume" and "divergence" not in event):
+        return now
+    return begun + took if kind == "end" and (took := _number(totals.get("duration_ms"))) else None
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------
@@ -968,15 +901,21 @@ def totals(events: Sequence[Event], tree_rows: Sequence[Row] | None = None) -> J
     }
 
 
+def _root_lines(events: Sequence[Event]) -> list[tuple[int, Event]]:
+    """(place, event) of the lines with which the root begins, goes on and ends."""
+    return [
+        (place, event)
+        for place, event in enumerate(events)
+        if event.get("event") in ("start", "resume", "end") and not _number(event.get("depth"))
+    ]
+
+
 def _status(events: Sequence[Event]) -> str:
     """The root's status: answered, partial, error, interrupted, or unfinished if it has not ended."""
-    status = "unfinished" if events else "empty"
-    for event in events:
-        if event.get("event") in ("start", "resume") and not _number(event.get("depth")):
-            status = "unfinished"
-        elif event.get("event") == "end" and not _number(event.get("depth")):
-            status = first_line(event.get("status"), 20) or "ended"
-    return status
+    last = _root_lines(events)[-1:]
+    if last and last[0][1]["event"] == "end":
+        return first_line(last[0][1].get("status"), 20) or "ended"
+    return "unfinished" if events else "empty"
 
 
 # --- figures and text as people read them -----------------------------------------------------------------------------
@@ -1059,7 +998,9 @@ _ASCII = str.maketrans("◆●○▶■≡✓↻✗⇊·×→…├└│─", "
 def tree(events: Sequence[Event], *, color: bool = False, width: int = 100, ascii_only: bool = False) -> str:
     """The run as a tree for a terminal: each line with tokens, cost and time as `total (self)`, batches folded."""
     listed = rows(events)
-    lines = [_paint(_heading(events, listed), "1", color), *_columns(width)]
+    lines = [_paint(_heading(events, listed), "1", color)]
+    if width >= 90:
+        lines.append(" " * (width - sum(_FIGURES)) + _aligned(["tokens (self)", "cost (self)", "time (self)"]))
     guides: list[bool] = []  # for each level: does a later sibling follow?
     later = _has_later_sibling(listed)
     folded = -1
@@ -1086,13 +1027,8 @@ def _heading(events: Sequence[Event], listed: Sequence[Row]) -> str:
 _FIGURES = (20, 22, 20)  # columns for tokens, cost and time
 
 
-def _columns(width: int) -> list[str]:
-    if width < 90:
-        return []
-    titles = [
-        title.rjust(wide) for title, wide in zip(("tokens (self)", "cost (self)", "time (self)"), _FIGURES, strict=True)
-    ]
-    return [" " * (width - sum(_FIGURES)) + "".join(titles)]
+def _aligned(texts: Iterable[str]) -> str:
+    return "".join(text.rjust(wide) for text, wide in zip(texts, _FIGURES, strict=True))
 
 
 def _has_later_sibling(listed: Sequence[Row]) -> list[bool]:
@@ -1132,8 +1068,7 @@ def _figures(row: Row, width: int) -> str:
     tokens, cost, time = _figure_texts(row)
     if width < 90:
         return tokens[0].rjust(10) + cost[0].rjust(11) + time[0].rjust(9)
-    pairs = (f"{total} ({own})" if own and own != total else total for total, own in (tokens, cost, time))
-    return "".join(text.rjust(wide) for text, wide in zip(pairs, _FIGURES, strict=True))
+    return _aligned(f"{total} ({own})" if own and own != total else total for total, own in (tokens, cost, time))
 
 
 def _figure_texts(row: Row) -> tuple[tuple[str, str], tuple[str, str], tuple[str, str]]:
@@ -1154,7 +1089,7 @@ def step(event: Event) -> str:
     if event.get("event") not in EVENTS:
         return ""
     event = {**event, **_explicit_error(event)}
-    row = _row(0, event, 0.0, 0.0, {})
+    row = _row(0, event)
     failed = row.error or (row.kind == "end" and bool(event.get("error")))
     indent = min(row.depth, 24) + (row.kind in ("cell", "tool"))
     return "  " * indent + f"{'✗' if failed else _MARKS[row.kind]} {_visible(_step_words(row, event))}"
@@ -1205,8 +1140,7 @@ def card(result: Mapping[str, Any], events: Sequence[Event]) -> str:
         f'<div style="opacity:.7">{_html(" · ".join([*figures, duration(result["duration_ms"])]))}</div>'
     )
     room = NOTEBOOK_LIMIT - 1_000 - len(head.encode())
-    tables = (table(events, most) for most in (30, 15, 7, 3) if events)
-    return head + next((shown for shown in tables if len(shown.encode()) < room), "") + "</div>"
+    return f"{head}{_table(events, 30, room) if events else ''}</div>"
 
 
 def show(log: str) -> str:
@@ -1231,25 +1165,21 @@ def _ipython() -> object:
 
 def table(events: Sequence[Event], rows: int = 30) -> str:
     """The first rows of the tree as HTML for a notebook: escaped, no script, inline styles, at most 20 KB."""
-    listed = _rows(events)
-    shown = [row for row in listed if row.level <= 24][:rows]
-    _redact_words([row for row in shown if row.index >= 0], events)
+    return _table(events, rows, NOTEBOOK_LIMIT)
+
+
+def _table(events: Sequence[Event], most: int, limit: int) -> str:
+    """At most so many rows and so many bytes."""
+    clean = _redacted(events)
+    listed = rows(clean)
+    shown = [row for row in listed if row.level <= 24][:most]
     figure = ' style="text-align:right;padding:1px 10px;white-space:nowrap;font-variant-numeric:tabular-nums"'
     while True:
         tree = _html_tree(shown, len(listed) - len(shown), figure, brief=60)
-        page = f"<details><summary>{_html(_heading(events, listed))}</summary>{tree}</details>"
-        if len(page.encode("utf-8", "replace")) <= NOTEBOOK_LIMIT or not shown:
+        page = f"<details><summary>{_html(_heading(clean, listed))}</summary>{tree}</details>"
+        if len(page.encode("utf-8", "replace")) <= limit or not shown:
             return page
         shown = shown[: len(shown) * 3 // 4]
-
-
-def _redact_words(shown: Sequence[Row], events: Sequence[Event]) -> None:
-    """Make the rows' texts from redacted events: a truncated key could no longer be recognised."""
-    secrets, asked = Secrets(), _arguments(events)
-    for row in shown:
-        key = _asked_key(events[row.index])
-        clean = _row(0, secrets.removed(events[row.index]), 0.0, 0.0, {key: secrets.removed(asked.get(key))})
-        row.name, row.text, row.outcome = clean.name, clean.text or row.text, clean.outcome
 
 
 def _html_tree(shown: Sequence[Row], more: int, figure: str = "", brief: int = 120) -> str:
@@ -1281,22 +1211,32 @@ class Activity:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loading = ""
-        self._doing: dict[tuple[str, ...], dict[str, float]] = {}  # (what, run, node, …): figures; the latest last
+        self._doing: dict[tuple[str, ...], defaultdict[str, float]] = {}  # (what, run, node, …): figures; latest last
 
     def update(self, event: Event) -> None:
         """Add an event; unknown ones are ignored."""
         what = event.get("phase") if event.get("event") == "progress" else event.get("event")
         node = str(event.get("trajectory_id")), str(event.get("node"))
+        call = ("call", *node, str(event.get("kind") or "turn"))
         with self._lock:
             self._loading = first_line(event.get("text"), 120) if what == "loading" else ""
-            if what in ("asking", "reading", "text"):
-                self._note_call(("call", *node, str(event.get("kind") or "turn")), str(what), event)
+            if what == "asking":
+                if call[-1] != "sub":  # the turns of a node do not overlap
+                    self._doing.pop(call, None)
+                self._latest(call)["open"] += 1
+            elif what == "reading":
+                self._latest(call).update(read=_number(event.get("processed")), total=_number(event.get("total")))
+            elif what == "text":
+                self._latest(call)["letters"] += len(_text(event.get("delta")))
             elif what == "running":
-                self._note(("cell", *node), number=_number(event.get("cell")), began=time.monotonic())
+                self._latest(("cell", *node)).update(number=_number(event.get("cell")), began=time.monotonic())
             elif what == "subcalls":
-                self._note(("batch", *node), done=_number(event.get("done")), total=_number(event.get("total")))
+                self._latest(("batch", *node)).update({name: _number(event.get(name)) for name in ("done", "total")})
             elif what in ("call", "interrupted"):
-                self._drop_call(("call", *node, str(event.get("kind"))))
+                if (doing := self._doing.get(call)) and doing["open"] > 1:
+                    doing["open"] -= 1
+                else:
+                    self._doing.pop(call, None)
             elif what == "end" or (what == "tool" and "code" in event):
                 over = [key for key in self._doing if key[1:3] == node and (what == "end" or key[-1] != "turn")]
                 for key in over:
@@ -1307,32 +1247,32 @@ class Activity:
         with self._lock:
             if self._loading:
                 return self._loading
-            for what, describe in (("batch", _batch_words), ("call", _call_words), ("cell", _cell_words)):
+            for what in ("batch", "call", "cell"):
                 for key in reversed(self._doing):
-                    if key[0] == what and (shown := describe(self._doing[key], timed)):
+                    if key[0] == what and (shown := _activity_words(what, self._doing[key], timed)):
                         return shown
         return ""
 
-    def _note(self, key: tuple[str, ...], **figures: float) -> None:
-        self._doing[key] = {**self._doing.pop(key, {}), **figures}
+    def _latest(self, key: tuple[str, ...]) -> defaultdict[str, float]:
+        """The figures of an activity, which is now the latest."""
+        self._doing[key] = self._doing.pop(key, defaultdict(float, began=time.monotonic()))
+        return self._doing[key]
 
-    def _note_call(self, key: tuple[str, ...], what: str, event: Event) -> None:
-        call = None if what == "asking" and key[-1] != "sub" else self._doing.get(key)
-        call = call or {"open": 0 if what == "asking" else 1, "began": time.monotonic(), "letters": 0}
-        self._doing.pop(key, None)
-        if what == "asking":
-            self._note(key, **{**call, "open": call["open"] + 1})
-        elif what == "reading":
-            self._note(key, **{**call, "read": _number(event.get("processed")), "total": _number(event.get("total"))})
-        else:
-            self._note(key, **{**call, "letters": call["letters"] + len(_text(event.get("delta")))})
 
-    def _drop_call(self, key: tuple[str, ...]) -> None:
-        call = self._doing.get(key)
-        if call and call["open"] > 1:
-            call["open"] -= 1
-        else:
-            self._doing.pop(key, None)
+def _activity_words(what: str, doing: Mapping[str, float], timed: bool) -> str:
+    took = f"{time.monotonic() - doing['began']:.0f} s"
+    if what == "batch":
+        done, total = int(doing["done"]), int(doing["total"])
+        return f"{done:,} of {counted(total, 'sub-call')}" if done < total else ""
+    if what == "cell":
+        number = f" {doing['number']:.0f}" if doing["number"] else ""
+        return f"running cell{number}" + (f": {took}" if timed else "")
+    if doing["letters"]:
+        return f"writing {max(1, int(doing['letters'] / 4)):,} tok"  # about four characters each
+    if "read" in doing:
+        is_known = doing["total"] and doing["read"]
+        return "reading the prompt" + (f" {min(100, 100 * doing['read'] / doing['total']):.0f}%" if is_known else "")
+    return "waiting for the model" + (f" {took}" if timed else "")
 
 
 @dataclass
@@ -1438,9 +1378,6 @@ def _html(text: str) -> str:
     return escape(text).replace("&#x27;", "&#39;")
 
 
-_rows = rows  # `table` has a parameter of that name
-
-
 # --- a folder of logs -------------------------------------------------------------------------------------------------
 
 
@@ -1455,28 +1392,19 @@ def find_log(dir: str | os.PathLike[str], id_prefix: str) -> str:
     shown = ", ".join((matches or names)[:8]) + (", …" if len(matches or names) > 8 else "")
     if matches:
         raise ValueError(f"{id_prefix!r} is the beginning of {len(matches)} runs: {shown}")
-    raise ValueError(
-        f"no run {id_prefix!r} in {os.fspath(dir)!r}" + (f"; there are {shown}" if names else ", which has none")
-    )
+    there = f"; there are {shown}" if names else ", which has none"
+    raise ValueError(f"no run {id_prefix!r} in {os.fspath(dir)!r}{there}")
 
 
 def _log_names(dir: str | os.PathLike[str]) -> list[str]:
     """Names of the logs in a folder, newest first; none if there is no such folder."""
-    try:
-        with os.scandir(dir) as found:
-            entries = [entry for entry in found if entry.name.endswith(".jsonl")]
-    except FileNotFoundError:
-        return []
-    logs = [(changed, entry.name) for entry in entries if (changed := _changed(entry)) is not None]
+    logs: list[tuple[int, str]] = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(dir) as found:
+        for entry in found:
+            with contextlib.suppress(OSError):  # it has been deleted since, or is a loop of links
+                if entry.name.endswith(".jsonl") and entry.is_file():
+                    logs.append((entry.stat().st_mtime_ns, entry.name))
     return [name for _, name in sorted(logs, reverse=True)]
-
-
-def _changed(entry: os.DirEntry[str]) -> int | None:
-    """When a file was last written, in nanoseconds; None if it is no file, or has been deleted since."""
-    try:
-        return entry.stat().st_mtime_ns if entry.is_file() else None
-    except OSError:
-        return None
 
 
 def list_runs(dir: str | os.PathLike[str]) -> list[JSONObject]:
@@ -1525,14 +1453,11 @@ def first_and_last(path: str) -> tuple[Event, Event]:
         size = file.seek(0, os.SEEK_END)
         for reach in (64 << 10, 16 << 20):
             file.seek(max(0, size - reach))
-            tail = file.read(reach).splitlines()
-            whole = tail if size <= reach else tail[1:]  # the first line of a window is cut
-            for line in reversed(whole):
-                event, _ = _parse(line) if line.strip() else (None, "")
-                if event is not None:
-                    return first, event
-            if size <= reach:
-                break
+            lines = file.read(reach).splitlines()[size > reach :]  # the first line of a window is cut
+            events = (_parse(line)[0] for line in reversed(lines) if line.strip())
+            last = next((event for event in events if event is not None), None)
+            if last is not None or size <= reach:
+                return first, last or {}
     return first, {}
 
 
@@ -1663,8 +1588,10 @@ class _Run:
 
     def meta(self) -> JSONObject:
         """The data for the page's heading, picker and comparison."""
-        begin, prompt = _last_of_root(self.events, "start")
-        ending, end = _last_of_root(self.events, "end")
+        root = _root_lines(self.events)
+        begin, prompt = next((line for line in reversed(root) if line[1]["event"] == "start"), (-1, {}))
+        ending, end = next((line for line in root[-1:] if line[1]["event"] == "end"), (-1, {}))  # it has not gone on
+        limits = {name: limit for _, event in root for name, limit in _dict(event.get("limits")).items()}
         now = [row for row in self.rows if row.index >= begin]  # a limit is for one prompt of a conversation
         source = max((row.index for row in now if row.flags & FINAL and row.depth == 0), default=-1)
         question, answer = _text(prompt.get("prompt")), _text(end.get("response"))
@@ -1680,31 +1607,11 @@ class _Run:
             "failure": _failure(end, prompt, now) if end.get("error") else None,
             "model": first_line(prompt.get("model"), 60),
             "started": first_line(prompt.get("timestamp"), 40),
-            "cards": _cards(sums, self.rows, self.events, spent, now),
+            "cards": _cards(self, sums, spent, now, limits),
             "problems": self.problems[:20] + ([f"… and {len(self.problems) - 20} more"] if self.problems[20:] else []),
             "events": len(self.events),
             "chunks": len(self.chunks),
         }
-
-
-def _last_of_root(events: Sequence[Event], name: str) -> tuple[int, Event]:
-    """(index, event) of the root's last event of that name; (-1, {}) for an end after which the run was continued."""
-    for index in range(len(events) - 1, -1, -1):
-        event = events[index]
-        if event.get("event") == name and not _number(event.get("depth")):
-            return index, event
-        if name == "end" and event.get("event") in ("start", "resume") and not _number(event.get("depth")):
-            break
-    return -1, {}
-
-
-def _limits(events: Sequence[Event]) -> Event:
-    """The limits in force at the end: a resumption may have raised some."""
-    limits: Event = {}
-    for event in events:
-        if event.get("event") in ("start", "resume") and not _number(event.get("depth")):
-            limits |= _dict(event.get("limits"))
-    return limits
 
 
 def _failure(end: Event, prompt: Event, now: Sequence[Row]) -> JSONObject:
@@ -1718,13 +1625,10 @@ def _failure(end: Event, prompt: Event, now: Sequence[Row]) -> JSONObject:
 _Card = tuple[str, str, str, list[tuple[str, float]]]
 
 
-def _cards(
-    sums: JSONObject, listed: Sequence[Row], events: Sequence[Event], spent: JSONObject, now: Sequence[Row]
-) -> list[_Card]:
+def _cards(run: _Run, sums: JSONObject, spent: JSONObject, now: Sequence[Row], limits: Event) -> list[_Card]:
     """(title, figure, note, [(used of a limit in words, share)]) of each total; a limit is for the latest prompt."""
-    usage, limits, count = sums["usage"], _limits(events), Counter(row.kind for row in listed)
-    named = Counter(row.name for row in listed if row.name in ("llm_query", "rlm_query", "summary"))
-    nodes = len({str(event.get("node")) for event in events if event.get("event") == "start"})
+    usage, count, named = sums["usage"], Counter(row.kind for row in run.rows), Counter(row.name for row in run.rows)
+    nodes = len({str(event.get("node")) for event in run.events if event.get("event") == "start"})
     counts = {"turn": count["turn"], "sub-call": count["sub"] - named["summary"], "summary call": named["summary"]}
     asked = {name: named[name] for name in ("llm_query", "rlm_query")}
     cached = f" · {100 * usage['cached'] / usage['input']:.0f} % cached" if usage["cached"] and usage["input"] else ""
@@ -1740,22 +1644,14 @@ def _cards(
     subcalls = of("max_subcalls", sum(row.name in asked for row in now))
     rounds = sum(row.kind == "turn" and row.depth == 0 for row in now)
     unpriced = f"{counted(sums['unpriced'], 'call')} without a known price" if sums["unpriced"] else ""
+    time = of("timeout_seconds", spent["duration_ms"] / 1000, "{:,.0f} s")
+    issued = " · ".join(f"{n:,} {name}" for name, n in asked.items() if n)
     return [
         ("Calls", f"{sums['calls']:,}", " · ".join(counted(n, word) for word, n in counts.items() if n), []),
         ("Tokens", f"{sums['tokens']:,}", f"{usage['input']:,} in · {usage['output']:,} out{cached}", tokens),
         ("Cost", money(sums["cost_known"], sums["unpriced"]), unpriced, budget),
-        (
-            "Duration",
-            duration(sums["duration_ms"]),
-            "",
-            of("timeout_seconds", spent["duration_ms"] / 1000, "{:,.0f} s"),
-        ),
-        (
-            "Sub-calls",
-            f"{sum(asked.values()):,}",
-            " · ".join(f"{n:,} {name}" for name, n in asked.items() if n),
-            subcalls,
-        ),
+        ("Duration", duration(sums["duration_ms"]), "", time),
+        ("Sub-calls", f"{sum(asked.values()):,}", issued, subcalls),
         ("Turns", f"{count['turn']:,}", "", of("max_iterations", rounds, "{:,.0f}", f"root: {rounds:,}")),
         ("Depth", f"{sums['depth_reached']}", counted(nodes, "node"), of("max_depth", spent["depth_reached"])),
         ("Errors", f"{sums['errors']:,}", "", []),
@@ -1763,43 +1659,24 @@ def _cards(
     ]
 
 
-class _Packer:
-    """Collects JSON lines into blocks: plain while the page's allowance lasts, else gzip of CHUNK lines each."""
-
-    def __init__(self, allowance: int) -> None:
-        self.allowance = allowance
-        self.size = 0
-        self.lines: list[str] = []
-        self.chunks: list[str] = []
-
-    @property
-    def plain(self) -> bool:
-        return self.size <= self.allowance
-
-    def add(self, line: str) -> None:
-        self.lines.append(line)
-        self.size += len(line)
-        if not self.plain and len(self.lines) % CHUNK == 0:
-            self.flush(_gzip)
-
-    def flush(self, form: Callable[[str], str]) -> None:
-        for at in range(0, len(self.lines), CHUNK):
-            self.chunks.append(form("\n".join(self.lines[at : at + CHUNK])))
-        self.lines = []
-
-
 def _prepare(name: str, events: Sequence[Event], problems: Sequence[str], room: PageBudget) -> _Run:
-    """Redact a run, compute its rows and pack its bodies."""
+    """Redact a run, compute its rows and pack its bodies: as plain JSON while the page has room for it, else gzip."""
     clean: list[Event] = []
-    packer = _Packer(room.plain)
-    for event in events:
-        event, line = _clean(event, room.secrets)
-        clean.append(event)
-        packer.add(line)
-    packer.flush(_script_safe if packer.plain else _gzip)
-    room.bodies = max(0, room.bodies - packer.size)
-    room.plain -= packer.size if packer.plain else 0
-    return _Run(name, clean, rows(clean), list(problems), packer.chunks, packer.plain)
+    plain: list[str] = []
+    packed: list[str] = []
+    size = 0
+    for at in range(0, len(events), CHUNK):
+        pairs = [_clean(event, room.secrets) for event in events[at : at + CHUNK]]
+        clean += [event for event, _ in pairs]
+        plain.append("\n".join(line for _, line in pairs))
+        size += len(plain[-1])
+        if size > room.plain:
+            packed += map(_gzip, plain)
+            plain = []
+    room.bodies = max(0, room.bodies - size)
+    room.plain -= 0 if packed else size
+    chunks = packed or [_script_safe(chunk) for chunk in plain]
+    return _Run(name, clean, rows(clean), list(problems), chunks, not packed)
 
 
 def _clean(event: Event, secrets: Secrets) -> tuple[Event, str]:
@@ -1815,6 +1692,12 @@ def _clean(event: Event, secrets: Secrets) -> tuple[Event, str]:
     return event, line
 
 
+def _redacted(events: Iterable[Event]) -> list[Event]:
+    """The events of one journal in version 2, without secrets."""
+    secrets = Secrets()
+    return [_clean(event, secrets)[0] for event in upgraded(events)]
+
+
 def json_safe(event: Event) -> Event:
     """The event, with a description in place of each value that JSON cannot hold (infinity, endless nesting)."""
     fields: Event = {}
@@ -1828,8 +1711,7 @@ def json_safe(event: Event) -> Event:
 
 
 def _json(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()  # lone surrogates as \\udXXX
+    return _sendable(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
 
 
 def _script_safe(text: str) -> str:
@@ -1948,12 +1830,9 @@ def _load(path: str | os.PathLike[str], room: PageBudget, bodies: bool = True) -
         whole = bodies and (size <= room.bodies or event.get("event") in ("start", "end"))
         dropped += not whole
         events.append(event if whole else without_bodies(event))
-    if dropped and bodies:
-        problems.append(
-            f"the text of {dropped:,} events is left out: the page holds {BODY_LIMIT // 1_000_000} MB of log already"
-        )
-    elif dropped:
-        problems.append(NO_BODIES)
+    if dropped:
+        full = f"the page holds {BODY_LIMIT // 1_000_000} MB of log already"
+        problems.append(f"the text of {dropped:,} events is left out: {full}" if bodies else NO_BODIES)
     return _prepare(os.path.basename(os.fspath(path)).removesuffix(".jsonl"), events, problems, room)
 
 
@@ -2214,8 +2093,8 @@ def _stub(message: Event) -> Event:
 
 def training_samples(events: Iterable[Event]) -> Iterator[JSONObject]:
     """Each turn as OpenAI's chat format has it: {"messages": what was sent and the reply, "tools": as offered}."""
-    history, schemas, secrets, plain = History(), dict[str, object](), Secrets(), set[str]()
-    for event in (_clean(event, secrets)[0] for event in upgraded(events)):
+    history, schemas, plain = History(), dict[str, object](), set[str]()
+    for event in _redacted(events):
         sent, node = history.add(event), str(event.get("node"))
         if event.get("event") == "start":
             schemas[node] = event.get("tool_schemas")
@@ -2249,11 +2128,9 @@ def _openai_call(call: Event) -> JSONObject:
 
 
 def _plain_text(content: object) -> str:
-    return (
-        "\n".join(str(part.get("text", "")) for part in _dicts(content))
-        if isinstance(content, list)
-        else _text(content)
-    )
+    if isinstance(content, list):
+        return "\n".join(str(part.get("text", "")) for part in _dicts(content))
+    return _text(content)
 
 
 # - a notebook
@@ -2264,8 +2141,7 @@ def notebook(events: Sequence[Event], context: str = "") -> JSONObject:
 
     `context` is the file that the run's input was saved to. Nothing is run.
     """
-    secrets, cells = Secrets(), list[JSONObject]()
-    clean = [_clean(event, secrets)[0] for event in upgraded(events)]
+    clean, cells = _redacted(events), list[JSONObject]()
     shown = _under_cells(clean)
     for index, event in enumerate(clean):
         kind, root = _kind(event), not _number(event.get("depth"))
@@ -2279,8 +2155,7 @@ def notebook(events: Sequence[Event], context: str = "") -> JSONObject:
         elif kind == "cell" and root:
             cells += [_code_cell(event), *([_markdown_cell("\n\n".join(shown[index]))] if index in shown else [])]
         elif kind == "tool" and root and event.get("from_cell") is None:
-            asked, answer = event.get("arguments"), _outcome(kind, event)
-            cells += [_markdown_cell(_exchange(_tool_words(event, {})[0], asked, answer))]
+            cells += [_markdown_cell(_exchange(_tool_name(event), event.get("arguments"), _outcome(event)))]
         elif kind == "end" and root:
             said = _text(event.get("response")) or _text(_dict(event.get("error")).get("message"))
             cells += [_markdown(f"## {first_line(event.get('status'), 20)}\n\n{said}")]
@@ -2300,7 +2175,6 @@ _NOTEBOOK_NOTE = (
 def _under_cells(events: Sequence[Event]) -> dict[int, list[str]]:
     """The calls of models and tools from each of the root's cells, as Markdown, by the cell's index in the journal."""
     parents, found = _parents(events), dict[int, list[str]]()
-    _break_cycles(parents)
     owners = {_TOP: -1, _LOST: -1}  # event -> the root's cell that it is below
     for index, event in enumerate(events):
         path, at = [], index
@@ -2309,13 +2183,13 @@ def _under_cells(events: Sequence[Event]) -> dict[int, list[str]]:
             at = parents[at]
         cell = owners.get(at, at)
         owners |= dict.fromkeys(path, cell)
-        name, kind = _row(index, event, 0, 0, {}).name, _kind(event)
+        row, kind = _row(index, event), _kind(event)
         if cell < 0 or cell == index or kind not in ("sub", "node", "cell", "tool", "end"):
             continue
         asked = event.get("code") or _last_user_text(event.get("prompt")) or event.get("arguments")
         came = event.get("response") if kind in ("sub", "end") else cell_text(event) if kind == "cell" else None
-        name = f"child: {name}" if kind in ("cell", "end") else name
-        found.setdefault(cell, []).append(_exchange(name, asked, came or _outcome(kind, event)))
+        name = f"child: {row.name}" if kind in ("cell", "end") else row.name
+        found.setdefault(cell, []).append(_exchange(name, asked, came or row.outcome))
     return found
 
 
@@ -2360,10 +2234,11 @@ def _code_cell(event: Event) -> JSONObject:
     outputs: list[JSONObject] = []
     if stdout := _text(event.get("stdout")):
         outputs.append({"output_type": "stream", "name": "stdout", "text": stdout})
-    for image in event["images"] if isinstance(event.get("images"), list) else ():
+    images = event.get("images")
+    for image in _list(images):
         if found := re.fullmatch(r"data:(image/(?:png|jpeg|gif|webp));base64,([A-Za-z0-9+/=\s]+)", str(image)):
             outputs.append({"output_type": "display_data", "data": {found[1]: found[2]}, "metadata": {}})
-    if lost := images.count(None) if isinstance(images := event.get("images"), list) else _image_count(event):
+    if lost := images.count(None) if isinstance(images, list) else _image_count(event):
         note = f"[images made: {lost}]\n"
         outputs.append({"output_type": "stream", "name": "stdout", "text": note})
     if value := _text(event.get("value")):
@@ -2425,7 +2300,9 @@ class Trace:
             self.resumed = str(event.get("timestamp"))
             return self.close(before)
         if kind == "end":
-            return self._end(node, event)
+            self._agent(event)
+            ended = self._close(node, end=event)
+            return ended if _number(event.get("depth")) else ended + self.close()
         if kind in ("call", "interrupted"):
             return [self._chat(event, sent)]
         if kind == "tool":
@@ -2494,7 +2371,7 @@ class Trace:
         """The span of a cell or a tool. Its parent is the turn that called it, as in the journal."""
         agent, is_cell = self._agent(event), "code" in event
         result = next(iter(_dicts(event.get("tool_results"))), {})
-        name = "execute_code" if is_cell else _tool_words(event, {})[0]
+        name = "execute_code" if is_cell else _tool_name(event)
         status = first_line(event.get("status"), 20)
         error = _error_type(event.get("error")) if status in ("", "ok", "error") else status
         values = {
@@ -2513,25 +2390,19 @@ class Trace:
         parent = agent["id"] if event.get("call_id") is None else self._id("call", event["call_id"])
         return self._span(f"execute_tool {name}", (own, parent), values, event)
 
-    def _end(self, node: str, event: Event) -> list[JSONObject]:
-        agent, status = self._agent(event), first_line(event.get("status"), 20)
-        agent["rlm.status"] = status
-        agent |= {f"rlm.{name}": _dict(event.get("totals")).get(name) for name in ("calls", "tokens", "cost_usd")}
-        agent["error.type"] = None if status == "answered" else _error_type(event.get("error") or {"type": status})
-        reply = {"role": "assistant", "content": event.get("response"), "finish_reason": "stop"}
-        agent["gen_ai.output.messages"] = self._messages([reply])
-        if not _number(event.get("depth")):
-            self.open[node] = self.open.pop(node)  # the last to be opened is the first to be closed
-            return self._close(node, why=event) + self.close()
-        return self._close(node, why=event)
-
-    def _close(self, node: str, now: int | None = None, why: Event | None = None) -> list[JSONObject]:
+    def _close(self, node: str, now: int | None = None, end: Event | None = None) -> list[JSONObject]:
+        """The span of a node, if it is open; without its `end` it was interrupted."""
         if (agent := self.open.pop(node, None)) is None:
             return []
         own, parent, start, marks = (agent.pop(name) for name in ("id", "parent", "start", "events"))
-        agent.setdefault("rlm.status", "interrupted")
-        agent.setdefault("error.type", "interrupted")
-        span = self._span("invoke_agent rlm", (own, parent), agent, why or {}, times=(start, now or self.now))
+        event = {"status": "interrupted"} if end is None else end
+        status, sums = first_line(event.get("status"), 20), _dict(event.get("totals"))
+        agent |= {"rlm.status": status, **{f"rlm.{name}": sums.get(name) for name in ("calls", "tokens", "cost_usd")}}
+        agent["error.type"] = None if status == "answered" else _error_type(event.get("error") or {"type": status})
+        if end is not None:
+            reply = {"role": "assistant", "content": end.get("response"), "finish_reason": "stop"}
+            agent["gen_ai.output.messages"] = self._messages([reply])
+        span = self._span("invoke_agent rlm", (own, parent), agent, event, times=(start, now or self.now))
         return [{**span, "events": marks} if marks else span]
 
     def _span(
@@ -2597,8 +2468,8 @@ def _attributes(values: Mapping[str, object]) -> list[JSONObject]:
 
 
 def _sendable(text: str) -> str:
-    """The text without lone surrogates, which protobuf refuses."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """The text with lone surrogates as \\udXXX: neither UTF-8 nor protobuf has them."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def otlp(made: Sequence[JSONObject]) -> JSONObject:
@@ -2724,17 +2595,16 @@ class OTel:
     def _post(self, batch: list[JSONObject], until: float) -> None:
         """Send one request, repeated if the collector asks for that and time is left."""
         import requests
-        import urllib3
 
         headers, pause = {**self.headers, "Content-Type": "application/json"}, 0.25
         how: dict[str, Any] = {"data": _json(otlp(batch)).encode(), "headers": headers, "allow_redirects": False}
         how["auth"] = self.login or (lambda request: request)  # or a login from ~/.netrc would replace a header
         while True:
             try:
-                answer = requests.post(self.url, timeout=max(0.05, until - time.monotonic()), stream=True, **how)
-                content = answer.raw.read(1 << 16, decode_content=True)
-                answer.close()
-            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                timeout = max(0.05, until - time.monotonic())
+                with requests.post(self.url, timeout=timeout, stream=True, **how) as answer:
+                    content = next(answer.iter_content(1 << 16), b"")
+            except requests.RequestException as error:
                 raise OSError(f"{self.shown} does not answer: {_root_cause(error)}") from None
             asked = answer.headers.get("Retry-After", "")
             pause = int(asked) if re.fullmatch(r"\d{1,6}", asked) else 2 * pause
@@ -2872,26 +2742,18 @@ class _Pages:
         chosen = parse_qs(parts.query, errors="surrogateescape").get("run", names[:1])[:2]
         if parts.path not in ("/", "/version") or not set(chosen) <= set(names):
             raise FileNotFoundError(target)
-        stamp = self.stamp(chosen, names)
+        status = [os.stat(os.path.join(self.dir, name + ".jsonl")) for name in chosen]
+        facts = [sorted(names), chosen, [(log.st_size, log.st_mtime_ns) for log in status]]
+        stamp = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         if parts.path == "/version":
             return 200, "text/plain", stamp.encode()
-        return 200, "text/html", self.page(chosen, stamp)
-
-    def stamp(self, chosen: Sequence[str], names: Sequence[str]) -> str:
-        """A hash that changes whenever the page would."""
-        facts = [str(sorted(names))]
-        for name in chosen:
-            status = os.stat(os.path.join(self.dir, name + ".jsonl"))
-            facts += [name, str(status.st_size), str(status.st_mtime_ns)]
-        return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-    def page(self, chosen: Sequence[str], stamp: str) -> bytes:
         with self.lock:
             if self.cache[0] != stamp:
                 self.cache = (stamp, "".join(self.pieces(chosen, stamp)).encode())
-            return self.cache[1]
+            return 200, "text/html", self.cache[1]
 
     def pieces(self, chosen: Sequence[str], stamp: str) -> Iterator[str]:
+        """The page, with a stamp that changes whenever the page would."""
         listed = {run["id"]: run for run in list_runs(self.dir)}
         room = PageBudget()
         runs = [_load(listed.pop(name)["path"], room, self.bodies) for name in dict.fromkeys(chosen) if name in listed]

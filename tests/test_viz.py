@@ -277,6 +277,10 @@ def test_a_pause_before_a_resumption_is_not_counted_as_time() -> None:
     assert rlm_viz.duration(rlm_viz.rows(events)[0].total_ms) == "13.5 s"
 
 
+def test_an_empty_journal_took_no_time() -> None:
+    assert rlm_viz.totals([])["duration_ms"] == 0
+
+
 def test_a_second_prompt_is_a_tree_of_its_own_and_the_wait_for_it_no_time() -> None:
     events = journals.text_run()
     listed = rlm_viz.rows(events)
@@ -477,6 +481,10 @@ def test_secrets_are_replaced_before_a_page_is_written(
         assert secret not in page and json.dumps(secret)[1:-1] not in page
         assert json.dumps(secret, ensure_ascii=False)[1:-1] not in page
         assert "use [redacted] please" in page
+
+
+def test_a_notebooks_table_shows_what_came_of_a_prompt() -> None:
+    assert "And who made it? → The notes name nobody." in rlm_viz.table(journals.text_run())
 
 
 def test_a_notebooks_table_holds_no_secret() -> None:
