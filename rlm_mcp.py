@@ -395,17 +395,14 @@ def text_of(message: Received) -> str:
     return "\n".join(part.get("text", "(an image)") for part in content)
 
 
-QUEUED, RUNNING, SUSPENDED, DONE = "queued", "running", "suspended", "done"
-
-
 class Job:
     """Work on a thread. One request at a time waits for it; while none does, the outcome is kept.
 
-    state       next                                       the waiting request is answered with
-    queued      running: run                               the handle, after `patience` seconds
-    running     suspended: next_round; done: finish        the handle, after `patience` seconds
-    suspended   running: the round is answered, cancel     the questions of the round, at once
-    done                                                   the outcome, at once
+    state       is seen by                  the waiting request is answered with
+    queued      `begun_at` is None          the handle, after `patience` seconds
+    running     none of the others          the handle, after `patience` seconds
+    suspended   `pending_round` is filled   the questions of the round, at once
+    done        `ended` is set              the outcome, at once
 
     The server's lock guards all of it.
     """
@@ -413,7 +410,6 @@ class Job:
     def __init__(self, server: Server, work: Callable[[Job], Message]) -> None:
         self.server, self.work = server, work
         self.handle = "job_" + os.urandom(12).hex()
-        self.state = QUEUED
         self.request: Request | None = None
         self.call: tuple[object, object] | None = None  # the call that may continue a suspended job by its requestState
         self.asks: dict[str, SamplingRequest] = {}  # questions for the next round, in order of arrival
@@ -421,7 +417,7 @@ class Job:
         self.asked = self.round = 0
         self.last_ask = 0.0
         self.outcome: Message = {}
-        self.begun_at = float("inf")
+        self.begun_at: float | None = None
         self.patience = server.max_wait
         self.ended = threading.Event()
         self.last_line = ""
@@ -433,13 +429,13 @@ class Job:
     def is_detached(self) -> bool:
         """Whether the client has the handle of work that goes on without a request."""
         held = self.request is None and self.handle in self.server.jobs
-        return held and self.state != DONE and not self.cancelled.is_set()
+        return held and not self.ended.is_set() and not self.cancelled.is_set()
 
     def run(self) -> None:
         """Do the work and hand over its outcome; nothing escapes."""
         self.server.running.add(self)
         try:
-            self.state, self.begun_at = RUNNING, time.monotonic()
+            self.begun_at = time.monotonic()
             if self.cancelled.is_set():
                 raise ToolError("cancelled")
             outcome = self.work(self)
@@ -448,7 +444,7 @@ class Job:
         finally:
             self.server.running.discard(self)
         with self.server.lock:
-            self.outcome, self.state, self.touched = outcome, DONE, time.monotonic()
+            self.outcome, self.touched = outcome, time.monotonic()
             self.ended.set()
             self._deliver()
 
@@ -465,9 +461,9 @@ class Job:
         with self.server.lock:
             self.touched = time.monotonic()
             self.request, request.job = request, self
-            if self.state == DONE:
+            if self.ended.is_set():
                 self._deliver()
-            elif self.state == SUSPENDED:
+            elif self.pending_round:
                 self.pose(request)
             else:
                 self.next_round()
@@ -486,7 +482,7 @@ class Job:
             self.patience = self.server.max_wait
             waited = round(time.monotonic() - request.started)
             following = f"still running after {waited} s: call resume with this handle to wait for the result"
-            if self.state == QUEUED:
+            if self.begun_at is None:
                 following = (
                     "waits for an earlier call of this session that still runs: call resume with this handle to wait "
                     'longer, clear_repl_context to stop both, or use session_id "new"'
@@ -506,11 +502,10 @@ class Job:
             request, self.request = self.request, None
             for ask in (*self.asks.values(), *self.pending_round.values()):
                 ask.refuse(why)
-            self.asks = {}
-            self._end_round()
+            self.asks, self.pending_round = {}, {}
         if request is not None:
             request.drop() if by_client else request.result(text_result(why, is_error=True))
-        if self.state != QUEUED:
+        if self.begun_at is not None:
             threading.Thread(target=self._stop, daemon=True).start()
 
     def _stop(self) -> None:
@@ -544,16 +539,10 @@ class Job:
     def next_round(self) -> None:
         """Put the gathered questions to the client, if a request waits and no question has come for a moment."""
         rested = time.monotonic() - self.last_ask >= GATHER_SECONDS
-        if self.asks and self.state == RUNNING and rested and self.request is not None:
+        if self.asks and not self.pending_round and rested and self.request is not None:
             self.pending_round, self.asks = self.asks, {}
-            self.state = SUSPENDED
             self.round += 1
             self.pose(self.request)
-
-    def _end_round(self) -> None:
-        self.pending_round = {}
-        if self.state == SUSPENDED:
-            self.state = RUNNING
 
     def pose(self, request: Request) -> None:
         """Put the open questions to the client, in the way that its dialect has for it."""
@@ -566,8 +555,7 @@ class Job:
             self.detach()
             request.result(self._input_required())
         else:  # the client is asked while its call waits
-            asks = self.pending_round
-            self._end_round()
+            asks, self.pending_round = self.pending_round, {}
             self.server.sample(asks)
 
     def _needs_completions(self) -> Message:
@@ -606,7 +594,7 @@ class Job:
                 raise ToolError(f"{len(asks)} answers are needed, in the order of the requests, not {len(answers)}")
             for ask, answer in zip(asks, answers, strict=True):
                 ask.settle(answer)
-            self._end_round()
+            self.pending_round = {}
 
     def answer_inputs(self, responses: object) -> None:
         """Take a modern client's inputResponses; questions that are missing there stay open."""
@@ -614,8 +602,6 @@ class Job:
             for key, response in _mapping(responses).items():
                 if ask := self.pending_round.pop(key, None):
                     ask.settle_sampled(response)
-            if not self.pending_round:
-                self._end_round()
 
 
 def error_text(error: Exception) -> str:
@@ -677,8 +663,8 @@ class Session:
             )
         if self._queue.qsize() >= MAX_WAITING:
             raise ToolError(f"{MAX_WAITING} calls are waiting for this session already")
-        running = None if self.job is None or self.job.cancelled.is_set() else self.job
-        if running and time.monotonic() - running.begun_at > PARALLEL_SECONDS:
+        running_since = None if busy is None or busy.cancelled.is_set() else busy.begun_at
+        if running_since is not None and time.monotonic() - running_since > PARALLEL_SECONDS:
             # Not of the same turn: the client may have given up on the one that runs without cancelling it.
             job.patience = min(job.patience, QUEUE_SECONDS)
         self.used = time.monotonic()
