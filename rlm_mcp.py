@@ -1687,6 +1687,8 @@ def _all_answered(answers: list[str | BaseException]) -> list[str]:
 # --- the tools --------------------------------------------------------------------------------------------------
 
 PROFILES = {"quick": (5, "128m"), "default": (30, "512m"), "analysis": (120, "2g"), "extended": (300, "4g")}
+HINTS = ("readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint")
+READ_ONLY, DESTRUCTIVE, IDEMPOTENT, OPEN_WORLD = HINTS
 
 
 class ToolSpec(NamedTuple):
@@ -1700,10 +1702,7 @@ class ToolSpec(NamedTuple):
     required: tuple[str, ...] = ()
     in_folder: bool = False  # needs the session's folder, so the client's roots
     any_json: str = ""  # the argument that accepts any JSON value, whatever its schema says
-    read_only: bool = False
-    destructive: bool = False
-    idempotent: bool = False
-    open_world: bool = False
+    hints: tuple[str, ...] = ()  # those of HINTS that hold
 
     def described(self) -> Message:
         """Its entry in tools/list, in the subset of JSON Schema that every client's converter accepts."""
@@ -1715,13 +1714,7 @@ class ToolSpec(NamedTuple):
             "title": self.title,
             "description": self.description,
             "inputSchema": schema,
-            "annotations": {
-                "title": self.title,
-                "readOnlyHint": self.read_only,
-                "destructiveHint": self.destructive,
-                "idempotentHint": self.idempotent,
-                "openWorldHint": self.open_world,
-            },
+            "annotations": {"title": self.title, **{hint: hint in self.hints for hint in HINTS}},
         }
         if self.name in ("execute_python", "resume"):
             entry["_meta"] = {"anthropic/maxResultSizeChars": 2 * PREVIEW_CHARS}
@@ -2043,11 +2036,16 @@ def _resume(server: Server, request: Request, handle: str, answers: list[str] | 
         job.attach(request)
 
 
+def _argument(kind: str, description: str, **limits: object) -> Message:
+    """The schema of an argument."""
+    return {"type": kind, **limits, "description": description}
+
+
+_STRING = {"type": "string"}
 _SESSION = {
-    "session_id": {
-        "type": "string",
-        "description": 'named by an earlier result; "new" makes one, ended after 30 idle minutes; else the shared one',
-    }
+    "session_id": _argument(
+        "string", 'named by an earlier result; "new" makes one, ended after 30 idle minutes; else the shared one'
+    )
 }
 TOOLS: dict[str, ToolSpec] = {
     tool.name: tool
@@ -2060,14 +2058,13 @@ TOOLS: dict[str, ToolSpec] = {
             "the code, llm_query(prompt) and llm_query_batched(prompts) ask a language model.",
             _execute_python,
             {
-                "code": {"type": "string", "description": "the code of one cell"},
-                "timeout": {"type": "number", "minimum": 0.1, "maximum": 300, "description": "seconds, at most 300"},
-                "profile": {
-                    "type": "string",
-                    "enum": list(PROFILES),
-                    "description": "time and memory: quick 5 s/128m, default 30 s/512m, analysis 120 s/2g, "
-                    "extended 300 s/4g",
-                },
+                "code": _argument("string", "the code of one cell"),
+                "timeout": _argument("number", "seconds, at most 300", minimum=0.1, maximum=300),
+                "profile": _argument(
+                    "string",
+                    "time and memory: quick 5 s/128m, default 30 s/512m, analysis 120 s/2g, extended 300 s/4g",
+                    enum=list(PROFILES),
+                ),
                 **_SESSION,
             },
             ("code",),
@@ -2079,8 +2076,7 @@ TOOLS: dict[str, ToolSpec] = {
             "List the variables of a REPL session: name, type, size and a short repr.",
             _get_repl_context,
             {**_SESSION},
-            read_only=True,
-            idempotent=True,
+            hints=(READ_ONLY, IDEMPOTENT),
         ),
         ToolSpec(
             "set_repl_context",
@@ -2088,14 +2084,14 @@ TOOLS: dict[str, ToolSpec] = {
             "Make a variable in a REPL session, for example a long text to be examined by code.",
             _set_repl_context,
             {
-                "key": {"type": "string", "description": "the variable's name"},
-                "value": {"type": "string", "description": "its value: JSON; what is not JSON is kept as a string"},
+                "key": _argument("string", "the variable's name"),
+                "value": _argument("string", "its value: JSON; what is not JSON is kept as a string"),
                 **_SESSION,
             },
             ("key", "value"),
             in_folder=True,
             any_json="value",
-            idempotent=True,
+            hints=(IDEMPOTENT,),
         ),
         ToolSpec(
             "clear_repl_context",
@@ -2103,8 +2099,7 @@ TOOLS: dict[str, ToolSpec] = {
             "Stop what runs in a REPL session and remove all its variables.",
             _clear_repl_context,
             {**_SESSION},
-            destructive=True,
-            idempotent=True,
+            hints=(DESTRUCTIVE, IDEMPOTENT),
         ),
         ToolSpec(
             "list_sessions",
@@ -2112,29 +2107,27 @@ TOOLS: dict[str, ToolSpec] = {
             "List the open REPL sessions with their age, idle time and folder.",
             _list_sessions,
             # Without any argument, a converter to OpenAI's strict mode takes the schema for an open object.
-            {"session_id": {"type": "string", "description": "show this one alone"}},
-            read_only=True,
-            idempotent=True,
+            {"session_id": _argument("string", "show this one alone")},
+            hints=(READ_ONLY, IDEMPOTENT),
         ),
         ToolSpec(
             "destroy_session",
             "End a session",
             "End a REPL session and its process.",
             _destroy_session,
-            {"session_id": {"type": "string", "description": "the session to end"}},
+            {"session_id": _argument("string", "the session to end")},
             ("session_id",),
-            destructive=True,
-            idempotent=True,
+            hints=(DESTRUCTIVE, IDEMPOTENT),
         ),
         ToolSpec(
             "set_project",
             "Choose the project",
             "Choose the folder a session works in: code may read its files, and each project has variables of its own.",
             _set_project,
-            {"directory": {"type": "string", "description": "the project's folder"}, **_SESSION},
+            {"directory": _argument("string", "the project's folder"), **_SESSION},
             ("directory",),
             in_folder=True,
-            idempotent=True,
+            hints=(IDEMPOTENT,),
         ),
         ToolSpec(
             "run_completion",
@@ -2144,26 +2137,24 @@ TOOLS: dict[str, ToolSpec] = {
             "Keeps a journal in the project's logs/.",
             _run_completion,
             {
-                "prompt": {"type": "string", "description": "the question or task"},
-                "context": {"type": "string", "description": "the input: text, or a JSON object or array"},
-                "files": {
-                    "type": "array",
-                    "items": {"type": "string"},
-                    "description": "files, folders or globs of the project, in place of context",
-                },
-                "model": {"type": "string", "description": "model of the run, where a provider is configured"},
-                "max_depth": {"type": "integer", "minimum": 0, "maximum": 16, "description": "depth of recursion"},
-                "max_iterations": {"type": "integer", "minimum": 1, "maximum": 1000, "description": "turns of a node"},
-                "max_subcalls": {"type": "integer", "minimum": 0, "maximum": 10_000, "description": "sub-calls in all"},
-                "token_budget": {"type": "integer", "minimum": 1, "maximum": 10**9, "description": "tokens in all"},
-                "cost_budget_usd": {"type": "number", "minimum": 0, "maximum": 10**6, "description": "dollars in all"},
-                "timeout_seconds": {"type": "number", "minimum": 1, "maximum": 86_400, "description": "seconds in all"},
+                "prompt": _argument("string", "the question or task"),
+                "context": _argument("string", "the input: text, or a JSON object or array"),
+                "files": _argument(
+                    "array", "files, folders or globs of the project, in place of context", items=_STRING
+                ),
+                "model": _argument("string", "model of the run, where a provider is configured"),
+                "max_depth": _argument("integer", "depth of recursion", minimum=0, maximum=16),
+                "max_iterations": _argument("integer", "turns of a node", minimum=1, maximum=1000),
+                "max_subcalls": _argument("integer", "sub-calls in all", minimum=0, maximum=10_000),
+                "token_budget": _argument("integer", "tokens in all", minimum=1, maximum=10**9),
+                "cost_budget_usd": _argument("number", "dollars in all", minimum=0, maximum=10**6),
+                "timeout_seconds": _argument("number", "seconds in all", minimum=1, maximum=86_400),
                 **_SESSION,
             },
             ("prompt",),
             in_folder=True,
             any_json="context",
-            open_world=True,
+            hints=(OPEN_WORLD,),
         ),
         ToolSpec(
             "resume",
@@ -2172,15 +2163,11 @@ TOOLS: dict[str, ToolSpec] = {
             "that is still running.",
             _resume,
             {
-                "handle": {"type": "string", "description": "the handle from the earlier result"},
-                "answers": {
-                    "type": "array",
-                    "items": {"type": "string"},
-                    "description": "one answer for each request, in their order",
-                },
+                "handle": _argument("string", "the handle from the earlier result"),
+                "answers": _argument("array", "one answer for each request, in their order", items=_STRING),
             },
             ("handle",),
-            open_world=True,
+            hints=(OPEN_WORLD,),
         ),
     )
 }
