@@ -1935,16 +1935,16 @@ def _list_sessions(job: Job, session_id: str | None = None) -> Message:
 
 
 def _destroy_session(server: Server, request: Request, session_id: str) -> None:
-    with server.lock:
-        session = server.sessions.pop(session_id, None)
-    if session is None:
-        raise ToolError(f"no session {session_id[:80]!r}")
-
     def work(job: Job) -> Message:
         session.close()
         return json_result({"session_id": session_id, "destroyed": True})
 
-    server.start(request, None, work)
+    with server.lock:
+        if session_id not in server.sessions:
+            raise ToolError(f"no session {session_id[:80]!r}")
+        session = server.sessions[session_id]
+        server.start(request, None, work)  # may refuse: the session must not be lost then
+        del server.sessions[session_id]
 
 
 @in_session

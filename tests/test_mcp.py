@@ -727,6 +727,16 @@ def test_sessions_are_limited_in_number() -> None:
         peer.run("1", session_id="new")
 
 
+def test_a_session_that_cannot_be_ended_now_can_be_ended_later() -> None:
+    with Peer(setup="rlm_mcp.MAX_RUNNING = 1") as peer:
+        session = peer.run("x = 1", session_id="new").rpartition(": ")[2]
+        handle = peer.json("run_completion", prompt="p")["handle"]
+        assert "1 calls are running already" in peer.refused("destroy_session", session_id=session)
+        assert peer.run("x", session_id=session) == "Value: 1"
+        peer.call("resume", handle=handle, answers=["done"])
+        assert peer.json("destroy_session", session_id=session) == {"session_id": session, "destroyed": True}
+
+
 @pytest.mark.slow
 def test_thirty_two_sessions_live_side_by_side() -> None:
     with Peer() as peer:
