@@ -1869,8 +1869,12 @@ def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session) -> Me
             break
         content.append({"type": "image", "data": image["data"], "mimeType": image["media_type"]})
     if session.calls == 1 and session.name != "default":
-        content.append({"type": "text", "text": f"session_id: {session.name}"})
+        content.append(_name_of(session))
     return {"content": content, "isError": not cell.ok}
+
+
+def _name_of(session: Session) -> Message:
+    return {"type": "text", "text": f"session_id: {session.name}"}
 
 
 @in_session
@@ -1968,15 +1972,19 @@ def _run_completion(
     **limits: object,
 ) -> Message:  # fmt: skip
     server = job.server
-    directory = server.session(session_id).folder()
+    session = server.session(session_id)
+    directory = session.folder()
     if isinstance(context, str) and context.lstrip()[:1] in ("{", "["):  # some clients send data as text
         context = _from_json("object", context)
     try:
         given = _files(server, directory, files) if files else context
         result = run(job, directory, prompt, given, limits)
-        return _completion_result(server, result, server.configuration(directory, for_code=True)[1])
+        outcome = _completion_result(server, result, server.configuration(directory, for_code=True)[1])
     except rlm.RLMError as error:
-        return _failed_completion(server, error)
+        outcome = _failed_completion(server, error)
+    if session_id == "new":
+        outcome["content"].append(_name_of(session))
+    return outcome
 
 
 def _files(server: Server, directory: str | None, specs: list[str]) -> rlm.Context:
