@@ -377,6 +377,13 @@ class SamplingRequest(PendingReply[str]):
     def refuse(self, why: str) -> None:
         self.settle(problem=_model_error(why, "refused"))
 
+    def take(self, message: Received) -> None:
+        """Settle with the message that answers sampling/createMessage."""
+        if "error" in message:
+            self.refuse(f"the client's model: {_mapping(message['error']).get('message', 'refused')}")
+        else:
+            self.settle_sampled(message.get("result"))
+
     def settle_sampled(self, result: object) -> None:
         """Settle with the text of a CreateMessageResult."""
         content = _mapping(result).get("content")
@@ -556,7 +563,8 @@ class Job:
             request.result(self._input_required())
         else:  # the client is asked while its call waits
             asks, self.pending_round = self.pending_round, {}
-            self.server.sample(asks)
+            for ask in asks.values():
+                self.server.call_client("sampling/createMessage", ask.sampling(), ask.take)
 
     def _needs_completions(self) -> Message:
         return {
@@ -709,9 +717,6 @@ class Session:
         if not self.has_directory:
             self.directory, self.has_directory = self.server.default_directory(), True
         return self.directory
-
-    def use(self, directory: str) -> None:
-        self.directory, self.has_directory = directory, True
 
     def forget(self) -> None:
         """Close the current REPL; the next use starts another."""
@@ -953,9 +958,9 @@ class Server:
         elif method in ("notifications/initialized", "notifications/roots/list_changed"):
             self._ask_roots()
 
-    # requests to a handshake client
+    # requests to a handshake client, which is asked while a call of its waits
 
-    def _call_client(self, method: str, params: Message | None, take: Callable[[Message], None]) -> None:
+    def call_client(self, method: str, params: Message | None, take: Callable[[Message], None]) -> None:
         with self.lock:
             self._sent += 1
             id = f"rlm-{self._sent}"
@@ -968,23 +973,11 @@ class Server:
         if take is not None:
             take(message)
 
-    def sample(self, asks: Mapping[str, SamplingRequest]) -> None:
-        """Ask a handshake client's model each question, while the tool call waits."""
-        for ask in asks.values():
-
-            def take(message: Message, ask: SamplingRequest = ask) -> None:
-                if "error" in message:
-                    ask.refuse(f"the client's model: {_mapping(message['error']).get('message', 'refused')}")
-                else:
-                    ask.settle_sampled(message.get("result"))
-
-            self._call_client("sampling/createMessage", ask.sampling(), take)
-
     def _ask_roots(self) -> None:
         if self._legacy is None or "roots" not in self._legacy.capabilities:
             return
         self._roots_known.clear()
-        self._call_client("roots/list", None, self._take_roots)
+        self.call_client("roots/list", None, self._take_roots)
 
     def _wants_roots(self, request: Request) -> bool:
         """Whether to ask a 2026-07-28 client for its roots first: once, and for each set_project.
@@ -1570,14 +1563,7 @@ class LLMFunctions:
         if not isinstance(prompt, str):
             raise TypeError("llm_query takes a string")
         answers = self._put([prompt], model)
-
-        def work() -> str:
-            answer = answers()[0]
-            if isinstance(answer, BaseException):
-                raise answer
-            return str(answer)
-
-        return work
+        return lambda: _answered(answers()[0])
 
     def many(self, prompts: list[str], model: str | None = None) -> Callable[[], list[str]]:
         if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
@@ -1673,6 +1659,12 @@ class LLMFunctions:
         return self._backends[model]
 
 
+def _answered(answer: str | BaseException) -> str:
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
 def _all_answered(answers: list[str | BaseException]) -> list[str]:
     """The answers of a batch; if some failed, SubcallError with the others."""
     errors = [str(answer) if isinstance(answer, BaseException) else None for answer in answers]
@@ -1681,7 +1673,7 @@ def _all_answered(answers: list[str | BaseException]) -> list[str]:
         results = [None if isinstance(answer, BaseException) else answer for answer in answers]
         message = f"{len(failed)} of {len(answers)} failed (.results has the others, .errors the reasons): {failed[0]}"
         raise rlm.SubcallError(message, results=results, errors=errors)
-    return [str(answer) for answer in answers]
+    return list(map(_answered, answers))
 
 
 # --- the tools --------------------------------------------------------------------------------------------------
@@ -1954,7 +1946,7 @@ def _destroy_session(server: Server, request: Request, session_id: str) -> None:
 @in_session
 def _set_project(job: Job, session: Session, directory: str) -> Message:
     path = job.server.allowed_directory(directory)
-    session.use(path)
+    session.directory, session.has_directory = path, True
     answer: Message = {"session_id": session.name, "directory": path}
     try:
         configuration, notes = job.server.configuration(path, for_code=True)
@@ -2049,7 +2041,6 @@ def _argument(kind: str, description: str, **limits: object) -> Message:
     return {"type": kind, **limits, "description": description}
 
 
-_STRING = {"type": "string"}
 _SESSION = {
     "session_id": _argument(
         "string", 'named by an earlier result; "new" makes one, ended after 30 idle minutes; else the shared one'
@@ -2148,7 +2139,7 @@ TOOLS: dict[str, ToolSpec] = {
                 "prompt": _argument("string", "the question or task"),
                 "context": _argument("string", "the input: text, or a JSON object or array"),
                 "files": _argument(
-                    "array", "files, folders or globs of the project, in place of context", items=_STRING
+                    "array", "files, folders or globs of the project, in place of context", items={"type": "string"}
                 ),
                 "model": _argument("string", "model of the run, where a provider is configured"),
                 "max_depth": _argument("integer", "depth of recursion", minimum=0, maximum=16),
@@ -2172,7 +2163,7 @@ TOOLS: dict[str, ToolSpec] = {
             _resume,
             {
                 "handle": _argument("string", "the handle from the earlier result"),
-                "answers": _argument("array", "one answer for each request, in their order", items=_STRING),
+                "answers": _argument("array", "one answer for each request, in their order", items={"type": "string"}),
             },
             ("handle",),
             hints=(OPEN_WORLD,),
@@ -3014,10 +3005,14 @@ def read_catalogue(server: str, listed: list[object]) -> dict[str, RemoteTool]:
     by_name = {entry["name"]: entry for entry in reversed(entries)}
     for own, name in python_names(reversed(by_name)).items():
         entry = by_name[own]
-        about = _seen(entry.get("description") or entry.get("title") or "", 10_000)
-        schemas = _object_schema(entry.get("inputSchema")), _small(entry.get("outputSchema"))
-        tools[name] = RemoteTool(server, name, own, about, *schemas)
+        about = entry.get("description") or entry.get("title") or ""
+        tools[name] = remote_tool(server, name, own, about, entry.get("inputSchema"), entry.get("outputSchema"))
     return dict(sorted(tools.items()))
+
+
+def remote_tool(server: str, name: str, own: str, about: object, parameters: object, returns: object) -> RemoteTool:
+    """A tool from what a server or a journal says of it, whatever that is."""
+    return RemoteTool(server, name, own, _seen(about, 10_000), _object_schema(parameters), _small(returns))
 
 
 def _small(schema: object) -> Message | None:
@@ -3029,11 +3024,8 @@ def _object_schema(schema: object) -> Message:
     schema = _small(schema) or {}
     properties = {str(name): part for name, part in _mapping(schema.get("properties")).items()}
     required = schema.get("required")
-    needed = (
-        [name for name in required if isinstance(name, str) and name in properties]
-        if isinstance(required, list)
-        else []
-    )
+    named = required if isinstance(required, list) else []
+    needed = [name for name in named if isinstance(name, str) and name in properties]
     return {**schema, "properties": properties, "required": needed}
 
 
@@ -3631,14 +3623,11 @@ class ServerSet:
             if python_name(name) != name or not isinstance(tools, list):
                 raise remote_error(f"the journal's MCP server {name[:80]!r} cannot be read", "ask again without it")
             self.info[name] = _about(server)
-            self.tools[name] = {
-                str(tool["name"]): RemoteTool(
-                    *(name, str(tool["name"]), str(tool.get("own_name")), _seen(tool.get("description"), 10_000)),
-                    *(_object_schema(tool.get("parameters")), _small(tool.get("returns"))),
-                )
-                for tool in map(_mapping, tools)
-                if python_name(str(tool.get("name"))) == tool.get("name")
-            }
+            self.tools[name] = {}
+            for tool in map(_mapping, tools):
+                own, about, parameters, returns = map(tool.get, ("own_name", "description", "parameters", "returns"))
+                if python_name(key := str(tool.get("name"))) == tool.get("name"):
+                    self.tools[name][key] = remote_tool(name, key, str(own), about, parameters, returns)
             self._locks.setdefault(name, threading.Lock())
 
     def recorded(self) -> Message:
