@@ -419,9 +419,10 @@ class Job:
         self.handle = "job_" + os.urandom(12).hex()
         self.request: Request | None = None
         self.call: tuple[object, object] | None = None  # the call that may continue a suspended job by its requestState
-        self.asks: dict[str, SamplingRequest] = {}  # questions for the next round, in order of arrival
+        self.asks: list[SamplingRequest] = []  # questions for the next round, in order of arrival
         self.pending_round: dict[str, SamplingRequest] = {}  # the questions of this round that have no answer yet
-        self.asked = self.round = 0
+        self.round = 0
+        self.numbers = itertools.count(1)  # of the questions: a client may repeat answers of an earlier round
         self.last_ask = 0.0
         self.outcome: Message = {}
         self.begun_at: float | None = None
@@ -507,9 +508,9 @@ class Job:
         with self.server.lock:
             self.cancelled.set()
             request, self.request = self.request, None
-            for ask in (*self.asks.values(), *self.pending_round.values()):
+            for ask in (*self.asks, *self.pending_round.values()):
                 ask.refuse(why)
-            self.asks, self.pending_round = {}, {}
+            self.asks, self.pending_round = [], {}
         if request is not None:
             request.drop() if by_client else request.result(text_result(why, is_error=True))
         if self.begun_at is not None:
@@ -528,9 +529,7 @@ class Job:
     def ask(self, asks: list[SamplingRequest]) -> None:
         """Add questions to the round that is being gathered."""
         with self.server.lock:
-            for ask in asks:
-                self.asked += 1
-                self.asks[f"q{self.asked}"] = ask
+            self.asks += asks
             self.last_ask = time.monotonic()
 
     def wait(self, asks: list[SamplingRequest], cancel: threading.Event | None = None) -> list[str | Exception]:
@@ -547,7 +546,8 @@ class Job:
         """Put the gathered questions to the client, if a request waits and no question has come for a moment."""
         rested = time.monotonic() - self.last_ask >= GATHER_SECONDS
         if self.asks and not self.pending_round and rested and self.request is not None:
-            self.pending_round, self.asks = self.asks, {}
+            self.pending_round = {f"q{next(self.numbers)}": ask for ask in self.asks}
+            self.asks = []
             self.round += 1
             self.pose(self.request)
 
@@ -778,7 +778,7 @@ class Server:
         self.inflight: dict[str | int, Request] = {}
         self._legacy: ProtocolContext | None = None
         self._outgoing: dict[str, Callable[[Message], None]] = {}
-        self._sent = 0
+        self._ids = itertools.count(1)
         self._roots: list[str] = []
         self._modern_roots = False
         self._roots_known = threading.Event()
@@ -961,10 +961,8 @@ class Server:
     # requests to a handshake client, which is asked while a call of its waits
 
     def call_client(self, method: str, params: Message | None, take: Callable[[Message], None]) -> None:
-        with self.lock:
-            self._sent += 1
-            id = f"rlm-{self._sent}"
-            self._outgoing[id] = take
+        id = f"rlm-{next(self._ids)}"
+        self._outgoing[id] = take
         self.send(rpc(method, params, id))
 
     def _response(self, message: Message) -> None:
