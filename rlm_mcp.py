@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import binascii
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -1816,11 +1815,11 @@ def _execute_python(
         cell = execute(clean) if clean != code else cell
     if cell.status == "lost":
         session.forget()
+    error = cell.error
     if cell.status == "memory":
         more = "; profile='analysis' or 'extended' has more" if profile in ("quick", "default") else ""
-        error = f"{cell.error or 'MemoryError'}\n(the limit of profile {profile!r} is {memory} of memory{more})"
-        cell = dataclasses.replace(cell, error=error)
-    return _cell_result(job.server, cell, session)
+        error = f"{error or 'MemoryError'}\n(the limit of profile {profile!r} is {memory} of memory{more})"
+    return _cell_result(job.server, cell, error, session)
 
 
 def _note(job: Job, text: str) -> None:
@@ -1836,14 +1835,14 @@ def _in_tools_of_ours(error: str, directory: str | None) -> str:
     return error.replace("file_read reads the caller's files", hint)
 
 
-def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session) -> Message:
+def _cell_result(server: Server, cell: rlm_sandbox.Cell, error: str | None, session: Session) -> Message:
     """A cell's outcome as content: output, value, error and figures."""
     parts, links = [], []
     if cell.stdout:
         printed = cell.stdout.rstrip("\n")
         parts.append(f"Output:\n{printed}" if "\n" in printed else f"Output: {printed}")
     final = None if cell.final is rlm_sandbox.UNSET else repr(cell.final)
-    error = _in_tools_of_ours(cell.error.rstrip(), session.directory) if cell.error else None
+    error = _in_tools_of_ours(error.rstrip(), session.directory) if error else None
     for label, text in (("Value: ", cell.value), ("Final: ", final), (f"Error ({cell.status}):\n", error)):
         if text is not None:
             shown, *link = server.truncate(text, VALUE_CHARS)
