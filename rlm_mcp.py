@@ -29,7 +29,6 @@ from __future__ import annotations
 import binascii
 import contextlib
 import functools
-import hashlib
 import itertools
 import json
 import math
@@ -1441,6 +1440,8 @@ class SamplingBackend:
 
 def prefix_digests(messages: list[Message]) -> list[str]:
     """A digest of the conversation up to each message."""
+    import hashlib
+
     digest = hashlib.sha256()
     marks = []
     for message in messages:
