@@ -203,6 +203,13 @@ def test_what_goes_wrong_with_a_line_is_logged_and_survived(where: str) -> None:
     assert where == "a method" or b"ZeroDivisionError" in peer.stderr
 
 
+def test_the_first_answers_need_no_module_that_is_slow_to_load() -> None:
+    code = "import sys; before = set(sys.modules); import rlm_backends, rlm_mcp; print(*set(sys.modules) - before)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "rlm_mcp" in loaded
+    assert not {"rlm", "rlm_config", "dataclasses", "inspect", "hashlib", "subprocess", "queue"} & set(loaded)
+
+
 def test_the_end_of_stdin_ends_the_server_and_its_workers() -> None:
     with Peer() as peer:
         peer.run("x = 1")
