@@ -28,9 +28,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
-import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import math
@@ -377,6 +375,13 @@ class SamplingRequest(PendingReply[str]):
     def refuse(self, why: str) -> None:
         self.settle(problem=_model_error(why, "refused"))
 
+    def take(self, message: Received) -> None:
+        """Settle with the message that answers sampling/createMessage."""
+        if "error" in message:
+            self.refuse(f"the client's model: {_mapping(message['error']).get('message', 'refused')}")
+        else:
+            self.settle_sampled(message.get("result"))
+
     def settle_sampled(self, result: object) -> None:
         """Settle with the text of a CreateMessageResult."""
         content = _mapping(result).get("content")
@@ -395,17 +400,14 @@ def text_of(message: Received) -> str:
     return "\n".join(part.get("text", "(an image)") for part in content)
 
 
-QUEUED, RUNNING, SUSPENDED, DONE = "queued", "running", "suspended", "done"
-
-
 class Job:
     """Work on a thread. One request at a time waits for it; while none does, the outcome is kept.
 
-    state       next                                       the waiting request is answered with
-    queued      running: run                               the handle, after `patience` seconds
-    running     suspended: next_round; done: finish        the handle, after `patience` seconds
-    suspended   running: the round is answered, cancel     the questions of the round, at once
-    done                                                   the outcome, at once
+    state       is seen by                  the waiting request is answered with
+    queued      `begun_at` is None          the handle, after `patience` seconds
+    running     none of the others          the handle, after `patience` seconds
+    suspended   `pending_round` is filled   the questions of the round, at once
+    done        `ended` is set              the outcome, at once
 
     The server's lock guards all of it.
     """
@@ -413,15 +415,15 @@ class Job:
     def __init__(self, server: Server, work: Callable[[Job], Message]) -> None:
         self.server, self.work = server, work
         self.handle = "job_" + os.urandom(12).hex()
-        self.state = QUEUED
         self.request: Request | None = None
         self.call: tuple[object, object] | None = None  # the call that may continue a suspended job by its requestState
-        self.asks: dict[str, SamplingRequest] = {}  # questions for the next round, in order of arrival
+        self.asks: list[SamplingRequest] = []  # questions for the next round, in order of arrival
         self.pending_round: dict[str, SamplingRequest] = {}  # the questions of this round that have no answer yet
-        self.asked = self.round = 0
+        self.round = 0
+        self.numbers = itertools.count(1)  # of the questions: a client may repeat answers of an earlier round
         self.last_ask = 0.0
         self.outcome: Message = {}
-        self.begun_at = float("inf")
+        self.begun_at: float | None = None
         self.patience = server.max_wait
         self.ended = threading.Event()
         self.last_line = ""
@@ -433,13 +435,13 @@ class Job:
     def is_detached(self) -> bool:
         """Whether the client has the handle of work that goes on without a request."""
         held = self.request is None and self.handle in self.server.jobs
-        return held and self.state != DONE and not self.cancelled.is_set()
+        return held and not self.ended.is_set() and not self.cancelled.is_set()
 
     def run(self) -> None:
         """Do the work and hand over its outcome; nothing escapes."""
         self.server.running.add(self)
         try:
-            self.state, self.begun_at = RUNNING, time.monotonic()
+            self.begun_at = time.monotonic()
             if self.cancelled.is_set():
                 raise ToolError("cancelled")
             outcome = self.work(self)
@@ -448,7 +450,7 @@ class Job:
         finally:
             self.server.running.discard(self)
         with self.server.lock:
-            self.outcome, self.state, self.touched = outcome, DONE, time.monotonic()
+            self.outcome, self.touched = outcome, time.monotonic()
             self.ended.set()
             self._deliver()
 
@@ -465,9 +467,9 @@ class Job:
         with self.server.lock:
             self.touched = time.monotonic()
             self.request, request.job = request, self
-            if self.state == DONE:
+            if self.ended.is_set():
                 self._deliver()
-            elif self.state == SUSPENDED:
+            elif self.pending_round:
                 self.pose(request)
             else:
                 self.next_round()
@@ -486,7 +488,7 @@ class Job:
             self.patience = self.server.max_wait
             waited = round(time.monotonic() - request.started)
             following = f"still running after {waited} s: call resume with this handle to wait for the result"
-            if self.state == QUEUED:
+            if self.begun_at is None:
                 following = (
                     "waits for an earlier call of this session that still runs: call resume with this handle to wait "
                     'longer, clear_repl_context to stop both, or use session_id "new"'
@@ -504,13 +506,12 @@ class Job:
         with self.server.lock:
             self.cancelled.set()
             request, self.request = self.request, None
-            for ask in (*self.asks.values(), *self.pending_round.values()):
+            for ask in (*self.asks, *self.pending_round.values()):
                 ask.refuse(why)
-            self.asks = {}
-            self._end_round()
+            self.asks, self.pending_round = [], {}
         if request is not None:
             request.drop() if by_client else request.result(text_result(why, is_error=True))
-        if self.state != QUEUED:
+        if self.begun_at is not None:
             threading.Thread(target=self._stop, daemon=True).start()
 
     def _stop(self) -> None:
@@ -526,9 +527,7 @@ class Job:
     def ask(self, asks: list[SamplingRequest]) -> None:
         """Add questions to the round that is being gathered."""
         with self.server.lock:
-            for ask in asks:
-                self.asked += 1
-                self.asks[f"q{self.asked}"] = ask
+            self.asks += asks
             self.last_ask = time.monotonic()
 
     def wait(self, asks: list[SamplingRequest], cancel: threading.Event | None = None) -> list[str | Exception]:
@@ -544,16 +543,11 @@ class Job:
     def next_round(self) -> None:
         """Put the gathered questions to the client, if a request waits and no question has come for a moment."""
         rested = time.monotonic() - self.last_ask >= GATHER_SECONDS
-        if self.asks and self.state == RUNNING and rested and self.request is not None:
-            self.pending_round, self.asks = self.asks, {}
-            self.state = SUSPENDED
+        if self.asks and not self.pending_round and rested and self.request is not None:
+            self.pending_round = {f"q{next(self.numbers)}": ask for ask in self.asks}
+            self.asks = []
             self.round += 1
             self.pose(self.request)
-
-    def _end_round(self) -> None:
-        self.pending_round = {}
-        if self.state == SUSPENDED:
-            self.state = RUNNING
 
     def pose(self, request: Request) -> None:
         """Put the open questions to the client, in the way that its dialect has for it."""
@@ -566,9 +560,9 @@ class Job:
             self.detach()
             request.result(self._input_required())
         else:  # the client is asked while its call waits
-            asks = self.pending_round
-            self._end_round()
-            self.server.sample(asks)
+            asks, self.pending_round = self.pending_round, {}
+            for ask in asks.values():
+                self.server.call_client("sampling/createMessage", ask.sampling(), ask.take)
 
     def _needs_completions(self) -> Message:
         return {
@@ -606,7 +600,7 @@ class Job:
                 raise ToolError(f"{len(asks)} answers are needed, in the order of the requests, not {len(answers)}")
             for ask, answer in zip(asks, answers, strict=True):
                 ask.settle(answer)
-            self._end_round()
+            self.pending_round = {}
 
     def answer_inputs(self, responses: object) -> None:
         """Take a modern client's inputResponses; questions that are missing there stay open."""
@@ -614,8 +608,6 @@ class Job:
             for key, response in _mapping(responses).items():
                 if ask := self.pending_round.pop(key, None):
                     ask.settle_sampled(response)
-            if not self.pending_round:
-                self._end_round()
 
 
 def error_text(error: Exception) -> str:
@@ -677,8 +669,8 @@ class Session:
             )
         if self._queue.qsize() >= MAX_WAITING:
             raise ToolError(f"{MAX_WAITING} calls are waiting for this session already")
-        running = None if self.job is None or self.job.cancelled.is_set() else self.job
-        if running and time.monotonic() - running.begun_at > PARALLEL_SECONDS:
+        running_since = None if busy is None or busy.cancelled.is_set() else busy.begun_at
+        if running_since is not None and time.monotonic() - running_since > PARALLEL_SECONDS:
             # Not of the same turn: the client may have given up on the one that runs without cancelling it.
             job.patience = min(job.patience, QUEUE_SECONDS)
         self.used = time.monotonic()
@@ -723,9 +715,6 @@ class Session:
         if not self.has_directory:
             self.directory, self.has_directory = self.server.default_directory(), True
         return self.directory
-
-    def use(self, directory: str) -> None:
-        self.directory, self.has_directory = directory, True
 
     def forget(self) -> None:
         """Close the current REPL; the next use starts another."""
@@ -787,7 +776,7 @@ class Server:
         self.inflight: dict[str | int, Request] = {}
         self._legacy: ProtocolContext | None = None
         self._outgoing: dict[str, Callable[[Message], None]] = {}
-        self._sent = 0
+        self._ids = itertools.count(1)
         self._roots: list[str] = []
         self._modern_roots = False
         self._roots_known = threading.Event()
@@ -967,13 +956,11 @@ class Server:
         elif method in ("notifications/initialized", "notifications/roots/list_changed"):
             self._ask_roots()
 
-    # requests to a handshake client
+    # requests to a handshake client, which is asked while a call of its waits
 
-    def _call_client(self, method: str, params: Message | None, take: Callable[[Message], None]) -> None:
-        with self.lock:
-            self._sent += 1
-            id = f"rlm-{self._sent}"
-            self._outgoing[id] = take
+    def call_client(self, method: str, params: Message | None, take: Callable[[Message], None]) -> None:
+        id = f"rlm-{next(self._ids)}"
+        self._outgoing[id] = take
         self.send(rpc(method, params, id))
 
     def _response(self, message: Message) -> None:
@@ -982,23 +969,11 @@ class Server:
         if take is not None:
             take(message)
 
-    def sample(self, asks: Mapping[str, SamplingRequest]) -> None:
-        """Ask a handshake client's model each question, while the tool call waits."""
-        for ask in asks.values():
-
-            def take(message: Message, ask: SamplingRequest = ask) -> None:
-                if "error" in message:
-                    ask.refuse(f"the client's model: {_mapping(message['error']).get('message', 'refused')}")
-                else:
-                    ask.settle_sampled(message.get("result"))
-
-            self._call_client("sampling/createMessage", ask.sampling(), take)
-
     def _ask_roots(self) -> None:
         if self._legacy is None or "roots" not in self._legacy.capabilities:
             return
         self._roots_known.clear()
-        self._call_client("roots/list", None, self._take_roots)
+        self.call_client("roots/list", None, self._take_roots)
 
     def _wants_roots(self, request: Request) -> bool:
         """Whether to ask a 2026-07-28 client for its roots first: once, and for each set_project.
@@ -1465,6 +1440,8 @@ class SamplingBackend:
 
 def prefix_digests(messages: list[Message]) -> list[str]:
     """A digest of the conversation up to each message."""
+    import hashlib
+
     digest = hashlib.sha256()
     marks = []
     for message in messages:
@@ -1584,14 +1561,7 @@ class LLMFunctions:
         if not isinstance(prompt, str):
             raise TypeError("llm_query takes a string")
         answers = self._put([prompt], model)
-
-        def work() -> str:
-            answer = answers()[0]
-            if isinstance(answer, BaseException):
-                raise answer
-            return str(answer)
-
-        return work
+        return lambda: _answered(answers()[0])
 
     def many(self, prompts: list[str], model: str | None = None) -> Callable[[], list[str]]:
         if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
@@ -1687,6 +1657,12 @@ class LLMFunctions:
         return self._backends[model]
 
 
+def _answered(answer: str | BaseException) -> str:
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
 def _all_answered(answers: list[str | BaseException]) -> list[str]:
     """The answers of a batch; if some failed, SubcallError with the others."""
     errors = [str(answer) if isinstance(answer, BaseException) else None for answer in answers]
@@ -1695,12 +1671,14 @@ def _all_answered(answers: list[str | BaseException]) -> list[str]:
         results = [None if isinstance(answer, BaseException) else answer for answer in answers]
         message = f"{len(failed)} of {len(answers)} failed (.results has the others, .errors the reasons): {failed[0]}"
         raise rlm.SubcallError(message, results=results, errors=errors)
-    return [str(answer) for answer in answers]
+    return list(map(_answered, answers))
 
 
 # --- the tools --------------------------------------------------------------------------------------------------
 
 PROFILES = {"quick": (5, "128m"), "default": (30, "512m"), "analysis": (120, "2g"), "extended": (300, "4g")}
+HINTS = ("readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint")
+READ_ONLY, DESTRUCTIVE, IDEMPOTENT, OPEN_WORLD = HINTS
 
 
 class ToolSpec(NamedTuple):
@@ -1714,10 +1692,7 @@ class ToolSpec(NamedTuple):
     required: tuple[str, ...] = ()
     in_folder: bool = False  # needs the session's folder, so the client's roots
     any_json: str = ""  # the argument that accepts any JSON value, whatever its schema says
-    read_only: bool = False
-    destructive: bool = False
-    idempotent: bool = False
-    open_world: bool = False
+    hints: tuple[str, ...] = ()  # those of HINTS that hold
 
     def described(self) -> Message:
         """Its entry in tools/list, in the subset of JSON Schema that every client's converter accepts."""
@@ -1729,13 +1704,7 @@ class ToolSpec(NamedTuple):
             "title": self.title,
             "description": self.description,
             "inputSchema": schema,
-            "annotations": {
-                "title": self.title,
-                "readOnlyHint": self.read_only,
-                "destructiveHint": self.destructive,
-                "idempotentHint": self.idempotent,
-                "openWorldHint": self.open_world,
-            },
+            "annotations": {"title": self.title, **{hint: hint in self.hints for hint in HINTS}},
         }
         if self.name in ("execute_python", "resume"):
             entry["_meta"] = {"anthropic/maxResultSizeChars": 2 * PREVIEW_CHARS}
@@ -1847,11 +1816,11 @@ def _execute_python(
         cell = execute(clean) if clean != code else cell
     if cell.status == "lost":
         session.forget()
+    error = cell.error
     if cell.status == "memory":
         more = "; profile='analysis' or 'extended' has more" if profile in ("quick", "default") else ""
-        error = f"{cell.error or 'MemoryError'}\n(the limit of profile {profile!r} is {memory} of memory{more})"
-        cell = dataclasses.replace(cell, error=error)
-    return _cell_result(job.server, cell, session)
+        error = f"{error or 'MemoryError'}\n(the limit of profile {profile!r} is {memory} of memory{more})"
+    return _cell_result(job.server, cell, error, session)
 
 
 def _note(job: Job, text: str) -> None:
@@ -1867,14 +1836,14 @@ def _in_tools_of_ours(error: str, directory: str | None) -> str:
     return error.replace("file_read reads the caller's files", hint)
 
 
-def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session) -> Message:
+def _cell_result(server: Server, cell: rlm_sandbox.Cell, error: str | None, session: Session) -> Message:
     """A cell's outcome as content: output, value, error and figures."""
     parts, links = [], []
     if cell.stdout:
         printed = cell.stdout.rstrip("\n")
         parts.append(f"Output:\n{printed}" if "\n" in printed else f"Output: {printed}")
     final = None if cell.final is rlm_sandbox.UNSET else repr(cell.final)
-    error = _in_tools_of_ours(cell.error.rstrip(), session.directory) if cell.error else None
+    error = _in_tools_of_ours(error.rstrip(), session.directory) if error else None
     for label, text in (("Value: ", cell.value), ("Final: ", final), (f"Error ({cell.status}):\n", error)):
         if text is not None:
             shown, *link = server.truncate(text, VALUE_CHARS)
@@ -1890,8 +1859,12 @@ def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session) -> Me
             break
         content.append({"type": "image", "data": image["data"], "mimeType": image["media_type"]})
     if session.calls == 1 and session.name != "default":
-        content.append({"type": "text", "text": f"session_id: {session.name}"})
+        content.append(_name_of(session))
     return {"content": content, "isError": not cell.ok}
+
+
+def _name_of(session: Session) -> Message:
+    return {"type": "text", "text": f"session_id: {session.name}"}
 
 
 @in_session
@@ -1956,22 +1929,22 @@ def _list_sessions(job: Job, session_id: str | None = None) -> Message:
 
 
 def _destroy_session(server: Server, request: Request, session_id: str) -> None:
-    with server.lock:
-        session = server.sessions.pop(session_id, None)
-    if session is None:
-        raise ToolError(f"no session {session_id[:80]!r}")
-
     def work(job: Job) -> Message:
         session.close()
         return json_result({"session_id": session_id, "destroyed": True})
 
-    server.start(request, None, work)
+    with server.lock:
+        if session_id not in server.sessions:
+            raise ToolError(f"no session {session_id[:80]!r}")
+        session = server.sessions[session_id]
+        server.start(request, None, work)  # may refuse: the session must not be lost then
+        del server.sessions[session_id]
 
 
 @in_session
 def _set_project(job: Job, session: Session, directory: str) -> Message:
     path = job.server.allowed_directory(directory)
-    session.use(path)
+    session.directory, session.has_directory = path, True
     answer: Message = {"session_id": session.name, "directory": path}
     try:
         configuration, notes = job.server.configuration(path, for_code=True)
@@ -1989,15 +1962,19 @@ def _run_completion(
     **limits: object,
 ) -> Message:  # fmt: skip
     server = job.server
-    directory = server.session(session_id).folder()
+    session = server.session(session_id)
+    directory = session.folder()
     if isinstance(context, str) and context.lstrip()[:1] in ("{", "["):  # some clients send data as text
         context = _from_json("object", context)
     try:
         given = _files(server, directory, files) if files else context
         result = run(job, directory, prompt, given, limits)
-        return _completion_result(server, result, server.configuration(directory, for_code=True)[1])
+        outcome = _completion_result(server, result, server.configuration(directory, for_code=True)[1])
     except rlm.RLMError as error:
-        return _failed_completion(server, error)
+        outcome = _failed_completion(server, error)
+    if session_id == "new":
+        outcome["content"].append(_name_of(session))
+    return outcome
 
 
 def _files(server: Server, directory: str | None, specs: list[str]) -> rlm.Context:
@@ -2057,11 +2034,15 @@ def _resume(server: Server, request: Request, handle: str, answers: list[str] | 
         job.attach(request)
 
 
+def _argument(kind: str, description: str, **limits: object) -> Message:
+    """The schema of an argument."""
+    return {"type": kind, **limits, "description": description}
+
+
 _SESSION = {
-    "session_id": {
-        "type": "string",
-        "description": 'named by an earlier result; "new" makes one, ended after 30 idle minutes; else the shared one',
-    }
+    "session_id": _argument(
+        "string", 'named by an earlier result; "new" makes one, ended after 30 idle minutes; else the shared one'
+    )
 }
 TOOLS: dict[str, ToolSpec] = {
     tool.name: tool
@@ -2074,14 +2055,13 @@ TOOLS: dict[str, ToolSpec] = {
             "the code, llm_query(prompt) and llm_query_batched(prompts) ask a language model.",
             _execute_python,
             {
-                "code": {"type": "string", "description": "the code of one cell"},
-                "timeout": {"type": "number", "minimum": 0.1, "maximum": 300, "description": "seconds, at most 300"},
-                "profile": {
-                    "type": "string",
-                    "enum": list(PROFILES),
-                    "description": "time and memory: quick 5 s/128m, default 30 s/512m, analysis 120 s/2g, "
-                    "extended 300 s/4g",
-                },
+                "code": _argument("string", "the code of one cell"),
+                "timeout": _argument("number", "seconds, at most 300", minimum=0.1, maximum=300),
+                "profile": _argument(
+                    "string",
+                    "time and memory: quick 5 s/128m, default 30 s/512m, analysis 120 s/2g, extended 300 s/4g",
+                    enum=list(PROFILES),
+                ),
                 **_SESSION,
             },
             ("code",),
@@ -2093,8 +2073,7 @@ TOOLS: dict[str, ToolSpec] = {
             "List the variables of a REPL session: name, type, size and a short repr.",
             _get_repl_context,
             {**_SESSION},
-            read_only=True,
-            idempotent=True,
+            hints=(READ_ONLY, IDEMPOTENT),
         ),
         ToolSpec(
             "set_repl_context",
@@ -2102,14 +2081,14 @@ TOOLS: dict[str, ToolSpec] = {
             "Make a variable in a REPL session, for example a long text to be examined by code.",
             _set_repl_context,
             {
-                "key": {"type": "string", "description": "the variable's name"},
-                "value": {"type": "string", "description": "its value: JSON; what is not JSON is kept as a string"},
+                "key": _argument("string", "the variable's name"),
+                "value": _argument("string", "its value: JSON; what is not JSON is kept as a string"),
                 **_SESSION,
             },
             ("key", "value"),
             in_folder=True,
             any_json="value",
-            idempotent=True,
+            hints=(IDEMPOTENT,),
         ),
         ToolSpec(
             "clear_repl_context",
@@ -2117,8 +2096,7 @@ TOOLS: dict[str, ToolSpec] = {
             "Stop what runs in a REPL session and remove all its variables.",
             _clear_repl_context,
             {**_SESSION},
-            destructive=True,
-            idempotent=True,
+            hints=(DESTRUCTIVE, IDEMPOTENT),
         ),
         ToolSpec(
             "list_sessions",
@@ -2126,29 +2104,27 @@ TOOLS: dict[str, ToolSpec] = {
             "List the open REPL sessions with their age, idle time and folder.",
             _list_sessions,
             # Without any argument, a converter to OpenAI's strict mode takes the schema for an open object.
-            {"session_id": {"type": "string", "description": "show this one alone"}},
-            read_only=True,
-            idempotent=True,
+            {"session_id": _argument("string", "show this one alone")},
+            hints=(READ_ONLY, IDEMPOTENT),
         ),
         ToolSpec(
             "destroy_session",
             "End a session",
             "End a REPL session and its process.",
             _destroy_session,
-            {"session_id": {"type": "string", "description": "the session to end"}},
+            {"session_id": _argument("string", "the session to end")},
             ("session_id",),
-            destructive=True,
-            idempotent=True,
+            hints=(DESTRUCTIVE, IDEMPOTENT),
         ),
         ToolSpec(
             "set_project",
             "Choose the project",
             "Choose the folder a session works in: code may read its files, and each project has variables of its own.",
             _set_project,
-            {"directory": {"type": "string", "description": "the project's folder"}, **_SESSION},
+            {"directory": _argument("string", "the project's folder"), **_SESSION},
             ("directory",),
             in_folder=True,
-            idempotent=True,
+            hints=(IDEMPOTENT,),
         ),
         ToolSpec(
             "run_completion",
@@ -2158,26 +2134,24 @@ TOOLS: dict[str, ToolSpec] = {
             "Keeps a journal in the project's logs/.",
             _run_completion,
             {
-                "prompt": {"type": "string", "description": "the question or task"},
-                "context": {"type": "string", "description": "the input: text, or a JSON object or array"},
-                "files": {
-                    "type": "array",
-                    "items": {"type": "string"},
-                    "description": "files, folders or globs of the project, in place of context",
-                },
-                "model": {"type": "string", "description": "model of the run, where a provider is configured"},
-                "max_depth": {"type": "integer", "minimum": 0, "maximum": 16, "description": "depth of recursion"},
-                "max_iterations": {"type": "integer", "minimum": 1, "maximum": 1000, "description": "turns of a node"},
-                "max_subcalls": {"type": "integer", "minimum": 0, "maximum": 10_000, "description": "sub-calls in all"},
-                "token_budget": {"type": "integer", "minimum": 1, "maximum": 10**9, "description": "tokens in all"},
-                "cost_budget_usd": {"type": "number", "minimum": 0, "maximum": 10**6, "description": "dollars in all"},
-                "timeout_seconds": {"type": "number", "minimum": 1, "maximum": 86_400, "description": "seconds in all"},
+                "prompt": _argument("string", "the question or task"),
+                "context": _argument("string", "the input: text, or a JSON object or array"),
+                "files": _argument(
+                    "array", "files, folders or globs of the project, in place of context", items={"type": "string"}
+                ),
+                "model": _argument("string", "model of the run, where a provider is configured"),
+                "max_depth": _argument("integer", "depth of recursion", minimum=0, maximum=16),
+                "max_iterations": _argument("integer", "turns of a node", minimum=1, maximum=1000),
+                "max_subcalls": _argument("integer", "sub-calls in all", minimum=0, maximum=10_000),
+                "token_budget": _argument("integer", "tokens in all", minimum=1, maximum=10**9),
+                "cost_budget_usd": _argument("number", "dollars in all", minimum=0, maximum=10**6),
+                "timeout_seconds": _argument("number", "seconds in all", minimum=1, maximum=86_400),
                 **_SESSION,
             },
             ("prompt",),
             in_folder=True,
             any_json="context",
-            open_world=True,
+            hints=(OPEN_WORLD,),
         ),
         ToolSpec(
             "resume",
@@ -2186,15 +2160,11 @@ TOOLS: dict[str, ToolSpec] = {
             "that is still running.",
             _resume,
             {
-                "handle": {"type": "string", "description": "the handle from the earlier result"},
-                "answers": {
-                    "type": "array",
-                    "items": {"type": "string"},
-                    "description": "one answer for each request, in their order",
-                },
+                "handle": _argument("string", "the handle from the earlier result"),
+                "answers": _argument("array", "one answer for each request, in their order", items={"type": "string"}),
             },
             ("handle",),
-            open_world=True,
+            hints=(OPEN_WORLD,),
         ),
     )
 }
@@ -3033,10 +3003,14 @@ def read_catalogue(server: str, listed: list[object]) -> dict[str, RemoteTool]:
     by_name = {entry["name"]: entry for entry in reversed(entries)}
     for own, name in python_names(reversed(by_name)).items():
         entry = by_name[own]
-        about = _seen(entry.get("description") or entry.get("title") or "", 10_000)
-        schemas = _object_schema(entry.get("inputSchema")), _small(entry.get("outputSchema"))
-        tools[name] = RemoteTool(server, name, own, about, *schemas)
+        about = entry.get("description") or entry.get("title") or ""
+        tools[name] = remote_tool(server, name, own, about, entry.get("inputSchema"), entry.get("outputSchema"))
     return dict(sorted(tools.items()))
+
+
+def remote_tool(server: str, name: str, own: str, about: object, parameters: object, returns: object) -> RemoteTool:
+    """A tool from what a server or a journal says of it, whatever that is."""
+    return RemoteTool(server, name, own, _seen(about, 10_000), _object_schema(parameters), _small(returns))
 
 
 def _small(schema: object) -> Message | None:
@@ -3048,11 +3022,8 @@ def _object_schema(schema: object) -> Message:
     schema = _small(schema) or {}
     properties = {str(name): part for name, part in _mapping(schema.get("properties")).items()}
     required = schema.get("required")
-    needed = (
-        [name for name in required if isinstance(name, str) and name in properties]
-        if isinstance(required, list)
-        else []
-    )
+    named = required if isinstance(required, list) else []
+    needed = [name for name in named if isinstance(name, str) and name in properties]
     return {**schema, "properties": properties, "required": needed}
 
 
@@ -3650,14 +3621,11 @@ class ServerSet:
             if python_name(name) != name or not isinstance(tools, list):
                 raise remote_error(f"the journal's MCP server {name[:80]!r} cannot be read", "ask again without it")
             self.info[name] = _about(server)
-            self.tools[name] = {
-                str(tool["name"]): RemoteTool(
-                    *(name, str(tool["name"]), str(tool.get("own_name")), _seen(tool.get("description"), 10_000)),
-                    *(_object_schema(tool.get("parameters")), _small(tool.get("returns"))),
-                )
-                for tool in map(_mapping, tools)
-                if python_name(str(tool.get("name"))) == tool.get("name")
-            }
+            self.tools[name] = {}
+            for tool in map(_mapping, tools):
+                own, about, parameters, returns = map(tool.get, ("own_name", "description", "parameters", "returns"))
+                if python_name(key := str(tool.get("name"))) == tool.get("name"):
+                    self.tools[name][key] = remote_tool(name, key, str(own), about, parameters, returns)
             self._locks.setdefault(name, threading.Lock())
 
     def recorded(self) -> Message:

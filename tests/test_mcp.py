@@ -203,6 +203,13 @@ def test_what_goes_wrong_with_a_line_is_logged_and_survived(where: str) -> None:
     assert where == "a method" or b"ZeroDivisionError" in peer.stderr
 
 
+def test_the_first_answers_need_no_module_that_is_slow_to_load() -> None:
+    code = "import sys; before = set(sys.modules); import rlm_backends, rlm_mcp; print(*set(sys.modules) - before)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "rlm_mcp" in loaded
+    assert not {"rlm", "rlm_config", "dataclasses", "inspect", "hashlib", "subprocess", "queue"} & set(loaded)
+
+
 def test_the_end_of_stdin_ends_the_server_and_its_workers() -> None:
     with Peer() as peer:
         peer.run("x = 1")
@@ -725,6 +732,16 @@ def test_sessions_are_limited_in_number() -> None:
         assert "3 sessions are open" in peer.refused("execute_python", code="1", session_id="new")
         peer.json("destroy_session", session_id=names[0])
         peer.run("1", session_id="new")
+
+
+def test_a_session_that_cannot_be_ended_now_can_be_ended_later() -> None:
+    with Peer(setup="rlm_mcp.MAX_RUNNING = 1") as peer:
+        session = peer.run("x = 1", session_id="new").rpartition(": ")[2]
+        handle = peer.json("run_completion", prompt="p")["handle"]
+        assert "1 calls are running already" in peer.refused("destroy_session", session_id=session)
+        assert peer.run("x", session_id=session) == "Value: 1"
+        peer.call("resume", handle=handle, answers=["done"])
+        assert peer.json("destroy_session", session_id=session) == {"session_id": session, "destroyed": True}
 
 
 @pytest.mark.slow

@@ -108,6 +108,18 @@ def test_completions_run_beside_the_sessions() -> None:
         assert text_of(peer.call("resume", handle=one["handle"], answers=["A"])).startswith("A\n")
 
 
+def test_a_completion_names_the_session_that_was_made_for_it(workspace: Path) -> None:
+    with Peer(environ={"RLM_MAX_ITERATIONS": "1"}) as peer:
+        for answer in ("done", LOOK):
+            handle = suspended(peer.call("run_completion", prompt="p", session_id="new"))["handle"]
+            result = peer.call("resume", handle=handle, answers=[answer])
+            while "needs_completions" in text_of(result):
+                result = peer.call("resume", handle=handle, answers=[""])
+            told = result["content"][-1]["text"]
+            assert told.startswith("session_id: s_")
+            assert peer.run("6 * 7", session_id=told.removeprefix("session_id: ")).startswith("Value: 42")
+
+
 @pytest.mark.parametrize(
     ("answers", "told"),
     [([], "2 answers are needed"), (["a"], "2 answers are needed"), (["a"] * 3, "not 3"), ("ab", "must be an array")],
