@@ -4353,6 +4353,10 @@ def as_context(value: object, logs: str | None = None, encoding: str | None = No
         return read_context([os.fspath(item) for item in value], exclude=logs, encoding=encoding)
     _require_plain(value)
     if isinstance(value, str) and len(value) < 260 and "\0" not in value and os.path.isfile(value):
+        import warnings
+
+        what = f"the context is the text {value!r}, not the file of that name: give Path({value!r})"
+        warnings.warn(what, RuntimeWarning, stacklevel=2)
         return Context(value, notes=("a file has this name; what it holds was not given",))
     return Context(value)
 
@@ -4860,7 +4864,9 @@ _COMPUTE_IT = (
     "rest of the answer."
 )
 _WANTS_NUMBER = r"(?i)\bhow (?:many|much|often|long|large|old|high|big|far)\b"
-_WANTS_NAME = r"(?i)(?:^|[.?!,;:] |\band )(?:which|who|whose|whom)\b(?! (?:day|date|year|month|hour|time|line|number)s?\b)"
+_WANTS_NAME = (
+    r"(?i)(?:^|[.?!,;:] |\band )(?:which|who|whose|whom)\b(?! (?:day|date|year|month|hour|time|line|number)s?\b)"
+)
 _WANTS_DIFFERENT = r"(?i)\bhow many (?:\w{1,30} ){0,2}(?:different|distinct|unique)\b"
 _COLLECTS = r"set\(|Counter|\{|unique|fromkeys"
 _HAS_NUMBER = r"(?i)\d|\b(?:no|none|one|two|three|four|five|six|seven|eight|nine|ten)\b"

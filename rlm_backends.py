@@ -709,7 +709,9 @@ class HTTPBackend:
         except BackendError as error:
             if error.code == "timeout":
                 what = f"did not say within {LIST_TIME:g} s which model it serves"
-                warnings.warn(f"{self.server_label()} {what}: it is asked for {self.model}", RuntimeWarning, stacklevel=2)
+                warnings.warn(
+                    f"{self.server_label()} {what}: it is asked for {self.model}", RuntimeWarning, stacklevel=2
+                )
         except _MISREAD:
             pass
         if not names or self.model in names:

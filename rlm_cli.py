@@ -24,6 +24,7 @@ import re
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
@@ -116,6 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr = stderr
 
 
+def format_warning(text: Warning | str, kind: type[Warning], file: str, number: int, line: str | None = None) -> str:
+    """A warning of ours as the other lines on stderr are; those of tools and libraries with the place they come from."""
+    own = kind is RuntimeWarning and os.path.basename(file).startswith("rlm")
+    return f"rlm: {text}\n" if own else f"{file}:{number}: {kind.__name__}: {text}\n"
+
+
 def outcome_of(command: Callable[[], Outcome | None]) -> Outcome:
     """Run a command; what it raises becomes its outcome."""
     try:
@@ -167,6 +174,7 @@ class Invocation:
         self.stdout_closed = ensure_std_streams()
         self.terminal = Terminal(sys.stderr)
         sys.stderr = Harmless(sys.stderr)  # what tools, warnings and other modules print
+        warnings.formatwarning = format_warning
         self.out = sys.stdout  # while a run goes on, sys.stdout is stderr: see `prints_to_stderr`
         flags = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
         self.form = "jsonl" if "--jsonl" in flags else "json" if "--json" in flags else "text"

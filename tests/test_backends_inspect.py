@@ -376,7 +376,12 @@ def test_llama_cpp_at_an_address_costs_nothing(shelf: Shelf, model: str | None) 
     shelf.documents["GET /v1/models"] = {"data": [{"id": "qwen.gguf", "owned_by": "llamacpp"}]}
     made = connect(model, base_url=f"{shelf.url}/v1", api_key=KEY)
     made.inspect()
-    assert (made.provider, made.model, made.price_known, made.limit_field) == ("llamacpp", "qwen.gguf", True, "max_tokens")
+    assert (made.provider, made.model, made.price_known, made.limit_field) == (
+        "llamacpp",
+        "qwen.gguf",
+        True,
+        "max_tokens",
+    )
     assert rlm_backends.cost_of(made.model, {"input": 1000}, None, made.provider) == 0
 
 
