@@ -3454,7 +3454,6 @@ class Reservation(NamedTuple):
     tokens: int
     cost: float
     output: int
-    pooled: Reservation | None = None  # the same in the ledger of the whole batch
 
 
 class Forecast(NamedTuple):
@@ -3498,17 +3497,17 @@ class Ledger:
 
     A call reserves before it is sent and settles with its real usage. What nobody can mend is kept in `stopped`,
     raised in every thread that asks, and sets `cancel`, which ends the calls in flight. With a `parent_ledger`, that of
-    a whole batch, everything has to fit there as well.
+    a whole batch, the limits are those of the batch: this ledger only adds up its own part.
     """
 
     def __init__(self, options: Options, parent_ledger: Ledger | None = None) -> None:
         self.options = options
-        self.parent_ledger = parent_ledger
         self.started = time.monotonic()
         self.deadline = self.started + options.timeout_seconds if options.timeout_seconds else None
-        if parent_ledger is not None and parent_ledger.deadline is not None:
-            self.deadline = min(parent_ledger.deadline, self.deadline or parent_ledger.deadline)
         self.changed = threading.Condition(threading.RLock())
+        if parent_ledger is not None:
+            self.deadline, self.changed = parent_ledger.deadline, parent_ledger.changed
+        self.shared = parent_ledger or self  # what the limits are compared with
         self.cancel = threading.Event()
         self.stopped: BaseException | None = None
         self.usage = dict.fromkeys(_USAGE, 0)
@@ -3537,24 +3536,25 @@ class Ledger:
             return self.stopped
 
     def check(self) -> None:
-        """Raise what stopped the tree, or the time limit if it has passed."""
+        """Raise what stopped the tree or the batch, or the time limit if it has passed."""
+        shared = self.shared
         if self.stopped is not None:
             raise self.stopped
-        if self.parent_ledger is not None:
-            with self._stopped_by_pool():
-                self.parent_ledger.check()
+        if shared.stopped is not None:
+            raise self._stopped_with(shared.stopped)
         if self.deadline is not None and time.monotonic() >= self.deadline:
-            elapsed = time.monotonic() - self.started
-            raise self.fail(TimeoutExceeded(elapsed, self.options.timeout_seconds or 0))
+            elapsed = time.monotonic() - shared.started
+            raise self._limit_reached(TimeoutExceeded(elapsed, self.options.timeout_seconds or 0))
 
-    @contextlib.contextmanager
-    def _stopped_by_pool(self) -> Iterator[None]:
-        """What stops the batch stops this tree."""
-        try:
-            yield
-        except RLMError as error:
-            mine = rebuild_error(type(error), error.args, dict(error.__dict__))  # each item has a result of its own
-            raise self.fail(mine) from None
+    def _limit_reached(self, error: RLMError) -> BaseException:
+        """Stop everything that shares the limit."""
+        return self._stopped_with(self.shared.fail(error))
+
+    def _stopped_with(self, reason: BaseException) -> BaseException:
+        """Stop this tree for the reason that stopped the batch; each item has an error, for a result, of its own."""
+        if self.shared is not self and isinstance(reason, RLMError):
+            reason = rebuild_error(type(reason), reason.args, dict(reason.__dict__))
+        return self.fail(reason)
 
     def remaining(self) -> float | None:
         """Seconds until the time limit, None without one."""
@@ -3563,13 +3563,10 @@ class Ledger:
     def count_subcalls(self, number: int) -> None:
         """Count prompts given to llm_query or rlm_query, all of them before the first is sent."""
         with self.changed:
-            wanted = self.subcalls + number
+            wanted = self.shared.subcalls + number
             if wanted > self.options.max_subcalls:
-                raise self.fail(MaxSubcallsExceeded(wanted, self.options.max_subcalls))
-            self.subcalls = wanted
-        if self.parent_ledger is not None and number:
-            with self._stopped_by_pool():
-                self.parent_ledger.count_subcalls(number)
+                raise self._limit_reached(MaxSubcallsExceeded(wanted, self.options.max_subcalls))
+            self.shared.subcalls = wanted
 
     def forecast(self, calls: Iterable[tuple[int, int]], price: Price) -> float | None:
         """Dollars for calls of so many tokens in and at most so many out, never more than is left of the budget.
@@ -3587,55 +3584,44 @@ class Ledger:
 
         Each says by the function that is handed out that its turn has come: from then on it waits for itself.
         """
-        waiting = [number]
+        waiting, shared = [number], self.shared
 
         def begun() -> None:
             with self.changed:
                 if waiting[0]:
                     waiting[0] -= 1
-                    self._queued -= 1
+                    shared._queued -= 1
 
         with self.changed:
-            self._queued += number
+            shared._queued += number
         try:
             yield begun
         finally:
             with self.changed:
-                self._queued -= waiting[0]
+                shared._queued -= waiting[0]
 
     def reserve(self, size: int, most: int, price: Price, *, wait: bool = True) -> Reservation:
         """Room for a call of `size` tokens of input and up to `most` of output; waits for calls in flight if it must.
 
         Raises TokenBudgetExhausted or CostBudgetExhausted when it still does not fit once nothing is in flight.
         """
+        shared = self.shared
         with self.changed:
-            self._waiting += 1
+            shared._waiting += 1
             try:
                 while True:
                     self.check()
-                    output = self._room(size, most, price)
+                    output = shared._room(size, most, price)
                     if output >= min(_LEAST_OUTPUT, most):
                         break
-                    if not (self._held and wait):
-                        raise self.fail(self._exhausted(size))
+                    if not (shared._held and wait):
+                        raise self._limit_reached(shared._exhausted(size))
                     self.changed.wait(self.remaining())
             finally:
-                self._waiting -= 1
+                shared._waiting -= 1
             reservation = Reservation(size + output, price(size, output) or 0.0, output)
-            self._held.append(reservation)
-        if self.parent_ledger is None:
+            shared._held.append(reservation)
             return reservation
-        try:
-            with self._stopped_by_pool():
-                pooled = self.parent_ledger.reserve(size, output, price)
-        except BaseException:
-            self.release(reservation)
-            raise
-        with self.changed:
-            self._held[self._held.index(reservation)] = reservation = reservation._replace(
-                output=pooled.output, pooled=pooled
-            )
-        return reservation
 
     def _room(self, size: int, most: int, price: Price) -> int:
         """The tokens of output that a call of `size` could be granted now."""
@@ -3660,36 +3646,31 @@ class Ledger:
     def release(self, reservation: Reservation) -> None:
         """Give a reservation back after a call without a reply."""
         with self.changed:
-            self._held.remove(reservation)
+            self.shared._held.remove(reservation)
             self.changed.notify_all()
-        if self.parent_ledger is not None and reservation.pooled is not None:
-            self.parent_ledger.release(reservation.pooled)
 
     def settle(self, reservation: Reservation, usage: Mapping[str, int], cost: float | None, saved: float) -> None:
         """Replace a reservation by what the call really used, before anybody can reserve what it gives back."""
         with self.changed:
-            if self.parent_ledger is not None and reservation.pooled is not None:
-                self.parent_ledger.settle(reservation.pooled, usage, cost, 0.0)
-            self._held.remove(reservation)
-            self._enter(usage, cost, saved)
+            self.shared._held.remove(reservation)
+            self.spend(usage, cost, saved)
 
-    def spend(self, usage: Mapping[str, int], cost: float | None) -> None:
-        """Enter a call that the journal holds, so that it is paid for."""
-        if self.parent_ledger is not None:
-            self.parent_ledger.spend(usage, cost)
-        self._enter(usage, cost, 0.0)
+    def spend(self, usage: Mapping[str, int], cost: float | None, saved: float = 0.0) -> None:
+        """Enter a call that has been paid for."""
+        with self.changed:
+            for ledger in {self, self.shared}:
+                ledger._enter(usage, cost, saved)
+            self.changed.notify_all()
 
     def _enter(self, usage: Mapping[str, int], cost: float | None, saved: float) -> None:
-        with self.changed:
-            for name in _USAGE:
-                self.usage[name] += int(usage.get(name) or 0)
-            self.calls += 1
-            self.saved += saved
-            if cost is None:
-                self.unpriced += 1
-            else:
-                self.cost += cost
-            self.changed.notify_all()
+        for name in _USAGE:
+            self.usage[name] += int(usage.get(name) or 0)
+        self.calls += 1
+        self.saved += saved
+        if cost is None:
+            self.unpriced += 1
+        else:
+            self.cost += cost
 
     @property
     def cost_usd(self) -> float | None:
@@ -3698,16 +3679,14 @@ class Ledger:
 
     def left(self) -> dict[str, Any]:
         """What remains of each limit; None for one that is not set."""
-        options, seconds = self.options, self.remaining()
-        cost = None if options.cost_budget_usd is None else max(0.0, round(options.cost_budget_usd - self.cost, 9))
-        left: dict[str, Any] = {
-            "tokens": max(0, options.token_budget - self.tokens),
+        options, used, seconds = self.options, self.shared, self.remaining()
+        cost = None if options.cost_budget_usd is None else max(0.0, round(options.cost_budget_usd - used.cost, 9))
+        return {
+            "tokens": max(0, options.token_budget - used.tokens),
             "cost_usd": cost,
-            "subcalls": max(0, options.max_subcalls - self.subcalls),
+            "subcalls": max(0, options.max_subcalls - used.subcalls),
             "seconds": None if seconds is None else round(seconds, 1),
         }
-        pooled = self.parent_ledger.left() if self.parent_ledger is not None else left
-        return {name: None if own is None else min(own, pooled[name]) for name, own in left.items()}
 
     def nearly_used(self) -> list[str]:
         """Of which limits less than a tenth is left, in words for the model."""
