@@ -4443,8 +4443,7 @@ def _save_context(path: str, value: object) -> None:
 def _load_context(path: str, recorded: Event) -> object:
     """The value that `_save_context` wrote; ConfigError for anything else, however much it says it unpacks to.
 
-    `recorded`: what the journal says of it. Text is compared with that before it is held, other data is decoded only
-    if it is not much larger.
+    `recorded`: what the journal says of it. What is much larger than that is not unpacked.
     """
     import zlib
 
@@ -4454,16 +4453,12 @@ def _load_context(path: str, recorded: Event) -> object:
         with open(path, "rb") as file:
             packed = file.read(min(os.fstat(file.fileno()).st_size, _SAVED_CONTEXT))
         values = _SAVED_VALUES + 4 * len(packed)
-        most = 6 * size + 32 * values if recorded.get("type") != "str" else size + 1  # JSON may take six bytes for one
-        if recorded.get("type") == "str" and _text_digest(
-            _unpacked(packed, most), recorded.get("size")
-        ) != recorded.get("sha256"):
-            raise ValueError("its copy is not what the journal says")
-        blob = bytearray()
-        for piece in _unpacked(packed, most):
-            blob += piece
-        kind = blob[:1]
-        del blob[:1]
+        most = size if recorded.get("type") == "str" else 6 * size + 32 * values  # JSON may take six bytes for one
+        squeezed = zlib.decompressobj()
+        kind = squeezed.decompress(packed, 1)
+        blob = squeezed.decompress(squeezed.unconsumed_tail, most + 1)
+        if not squeezed.eof:
+            raise ValueError("its copy is damaged or too large")
         if kind == b"s":
             return blob.decode("utf-8", "surrogatepass")
         return rlm_sandbox.unpack(rlm_backends.from_json(blob, values=values, depth=EVENT_DEPTH))
@@ -4475,30 +4470,6 @@ def _load_context(path: str, recorded: Event) -> object:
 
 
 _SAVED_VALUES = 250_000
-
-
-def _unpacked(packed: bytes, most: int) -> Iterator[bytes]:
-    """What compressed data holds, piece by piece; ValueError where that is more than `most` bytes, or damaged."""
-    import zlib
-
-    squeezed = zlib.decompressobj()
-    while not squeezed.eof:
-        piece = squeezed.decompress(packed, 1 << 18)
-        packed = squeezed.unconsumed_tail
-        most -= len(piece)
-        if most < 0 or not (piece or packed or squeezed.eof):
-            raise ValueError("its copy is damaged or too large")
-        yield piece
-
-
-def _text_digest(pieces: Iterator[bytes], size: object) -> str:
-    """The sha256 that `_digest` gives a text of that size, from the pieces of its copy."""
-    sha = sha256(f"str:{size}:".encode())
-    first = next(pieces, b"")
-    sha.update(first[1:])
-    for piece in pieces:
-        sha.update(piece)
-    return str(sha.hexdigest())
 
 
 # --- prompts: what a model reads ---------------------------------------------------------------------------------
