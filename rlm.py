@@ -429,25 +429,21 @@ class RLM:
         if clash := [name for name in names if name in taken or names.count(name) > 1]:
             raise ConfigError(f"{clash[0]!r} is wanted for MCP, but the REPL has one", hint="rename one")
 
-    def _recorded_servers(self, recording: JournalIndex) -> Callable[[Ledger], Any] | None:
-        """A factory of a recorded run's MCP servers, which start at the first call that the journal lacks."""
-        recorded = recording.starts.get("n0", {}).get("mcp")
+    def _recorded_servers(self, recording: JournalIndex, _: Ledger) -> Any:
+        """A recorded run's MCP servers, which start at the first call that the journal lacks; None if it had none."""
+        recorded = recording.starts["n0"].get("mcp")
         if not recorded:
             return None
         if not isinstance(recorded, dict):
             raise ConfigError("the journal's MCP servers cannot be read", hint="rlm logs lists the runs")
-
-        def restored(_: Ledger) -> Any:
-            servers = sibling("rlm_mcp").ServerSet(self.options.mcp or {}, self.configuration.environ)
-            servers.restore(recorded)
-            self._check_server_names(servers.tools)
-            missing = sorted(set(servers.tools) - set(servers.specs))
-            if missing and not recording.is_replay:
-                message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
-                raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
-            return servers
-
-        return restored
+        servers = sibling("rlm_mcp").ServerSet(self.options.mcp or {}, self.configuration.environ)
+        servers.restore(recorded)
+        self._check_server_names(servers.tools)
+        missing = sorted(set(servers.tools) - set(servers.specs))
+        if missing and not recording.is_replay:
+            message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
+            raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
+        return servers
 
     # completing
 
@@ -547,7 +543,14 @@ class RLM:
         run = self._new_run(new_id(), JournalIndex())
         tokens: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None ends them
         node = Node(run, Context(None))
-        asking = spawn(lambda: _stream_into(tokens.put, run, node, prompt, system))
+
+        def work() -> None:
+            try:
+                self._supervise(run, node, lambda: node.complete(prompt, partial(_stream_into, tokens.put, node, system)))
+            finally:
+                tokens.put(None)
+
+        asking = spawn(work)
         try:
             while (token := tokens.get()) is not None:
                 yield token
@@ -646,7 +649,8 @@ class RLM:
         context = rlm._recorded_context(root, path)
         rlm._require_recorded(root)
         schema = rlm._schema()
-        run = rlm._new_run(root["trajectory_id"], recording, go_on=path, servers=rlm._recorded_servers(recording))
+        servers = partial(rlm._recorded_servers, recording)
+        run = rlm._new_run(root["trajectory_id"], recording, go_on=path, servers=servers)
         before = run.active_before = round(sibling("rlm_viz").active_ms(events))
         run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits, active_ms=before)
         node = Node(run, context, instructions=root.get("instructions") or "", schema=schema)
@@ -665,7 +669,7 @@ class RLM:
         rlm = self._as_recorded(recording, {"backend": ReplayBackend(recording)}, path)
         root = recording.starts["n0"]
         context = rlm._recorded_context(root, path)
-        run = rlm._new_run(root["trajectory_id"], recording, servers=rlm._recorded_servers(recording))
+        run = rlm._new_run(root["trajectory_id"], recording, servers=partial(rlm._recorded_servers, recording))
         run.journal.path = path
         node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
         try:
@@ -1031,42 +1035,29 @@ def ignore_sigint() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _stream_into(put: Callable[[str | None], None], run: Run, node: Node, prompt: str, system: str | None) -> None:
-    """The body of `stream`: one call without tools, journalled like any other. `put` gets its tokens, then None."""
-    global _last_result
+def _stream_into(put: Callable[[str], None], node: Node, system: str | None, prompt: str) -> Answer:
+    """The answer of one call without tools, journalled like any other; `put` gets it piece by piece."""
+    run, heard = node.run, False
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     node.messages, node.turn, node.protocol = messages, 1, "stream"
     event_fields: Event = {"node": "n0", "kind": "turn", "turn": 1, "prompt": [dict(m) for m in messages]}
     event_fields.update(depth=0, parent=None)
-    answer: Answer | None = None
-    failure: BaseException | None = None
-    heard = False
 
     def hear(delta: str) -> None:
         nonlocal heard
         heard = True
         put(delta)
 
+    node._journal_start(prompt, True, None)
+    most = _turn_output(run.backend, run.profile)
     try:
-        node._journal_start(prompt, True, None)
-        most = _turn_output(run.backend, run.profile)
-        answer = Answer(run.call(node, run.backend, messages, event_fields, most=most, on_text=hear).text)
-        if answer.text and not heard:  # a backend object need not know of on_text
-            put(answer.text)
-        _last_result = run.result(answer)
+        text = run.call(node, run.backend, messages, event_fields, most=most, on_text=hear).text
     except rlm_backends.BackendError as error:
-        failure = provider_error(error)
-    except BaseException as error:  # raised where the stream is read
-        failure = error
-    try:
-        node.end(answer, None if answer else failure)
-        if isinstance(failure, RLMError):
-            failure.result, failure.trajectory_id = run.result(None), run.journal.trajectory_id
-    finally:
-        put(None)
-    if failure is not None:
-        raise failure
+        raise provider_error(error) from error
+    if text and not heard:  # a backend object need not know of on_text
+        put(text)
+    return Answer(text)
 
 
 def _batch_elsewhere(
@@ -1910,13 +1901,13 @@ class Node:
             if (answer := self.act(reply)) is not None:
                 return answer
 
-    def complete(self, prompt: str) -> Answer:
-        """Solve the prompt, then close the node and journal its end, also after a failure."""
+    def complete(self, prompt: str, solve: Callable[[str], Answer] | None = None) -> Answer:
+        """Solve the prompt, in another way if one is given, then close the node and journal its end, also a failure."""
         run = self.run
         answer: Answer | None = None
         failure: BaseException | None = None
         try:
-            answer = self.solve(prompt)
+            answer = (solve or self.solve)(prompt)
             return answer
         except BaseException as error:
             failure = error
@@ -3835,14 +3826,14 @@ def _open_journal(path: str, append: bool, follow_links: bool = True) -> int:
     Without `follow_links` the folder may be no link: nobody has named it, and the project may be anyone's.
     """
     folder = os.path.dirname(path) or "."
+    if not follow_links and os.path.islink(folder):
+        where = os.path.realpath(folder)
+        raise ConfigError(f"the log folder {folder} is a link to {where}", hint=f"--log-dir {where}, if that is meant")
     flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     flags = flags if append else flags | os.O_CREAT | os.O_EXCL
     try:
-        if follow_links:
-            os.makedirs(folder, exist_ok=True)
-            descriptor = os.open(path, flags, 0o600)
-        else:
-            descriptor = _open_in_real_folder(folder, os.path.basename(path), flags)
+        os.makedirs(folder, exist_ok=True)
+        descriptor = os.open(path, flags, 0o600)
     except OSError as error:
         raise ConfigError(f"cannot write to the log folder {folder}: {error.strerror}", hint="--log-dir DIR") from error
     try:
@@ -3855,23 +3846,6 @@ def _open_journal(path: str, append: bool, follow_links: bool = True) -> int:
         os.close(descriptor)
         raise ConfigError(f"{path} is in use: that run is still going on", hint="wait for it, or stop it") from None
     return descriptor
-
-
-def _open_in_real_folder(folder: str, name: str, flags: int) -> int:
-    """A descriptor of a file in a folder that is no link; ConfigError if it is one."""
-    if os.path.islink(folder):
-        raise ConfigError(
-            f"the log folder {folder} is a link to {os.path.realpath(folder)}",
-            hint=f"--log-dir {os.path.realpath(folder)}, if that is meant",
-        )
-    os.makedirs(folder, exist_ok=True)
-    if os.open not in os.supports_dir_fd:
-        return os.open(os.path.join(folder, name), flags, 0o600)
-    parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        return os.open(name, flags, 0o600, dir_fd=parent)
-    finally:
-        os.close(parent)
 
 
 _FIELDS: dict[type | tuple[type, ...], str] = {

@@ -784,6 +784,21 @@ def test_a_backend_that_does_not_stream_still_answers(workspace: Path) -> None:
     assert list(rlm.RLM(backend=Whole()).stream("go")) == ["go, in one piece"]
 
 
+def test_a_stream_is_stopped_from_another_thread(workspace: Path) -> None:
+    class Endless:
+        def complete(self, messages: list[dict[str, Any]], *, on_text: Any, cancel: threading.Event, **how: Any) -> str:
+            on_text("one")
+            cancel.wait(60)
+            raise InterruptedError("cancelled")
+
+    runtime = rlm.RLM(backend=Endless())
+    parts = runtime.stream("go")
+    assert next(parts) == "one"
+    runtime.stop("enough")
+    with pytest.raises(rlm.RLMError, match="enough"):
+        next(parts)
+
+
 def test_batch_keeps_order_and_a_failure_is_an_item(openai: Server) -> None:
     openai.script = lambda r: scripted.error(400, "no") if "bad" in r.prompt else r.prompt.upper()
     results = list(rlm.batch(["a", "bad", {"prompt": "c", "context": "d"}], model=MODEL))
