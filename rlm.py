@@ -78,25 +78,7 @@ if TYPE_CHECKING or not __package__:
     from rlm_tools import Tool, to_json, tool
 else:  # vendored into a package
     from . import rlm_backends, rlm_sandbox, rlm_tools
-    from .rlm_config import (
-        LIMITS,
-        OPTIONS,
-        ConfigError,
-        RLMError,
-        counted,
-        rebuild_error,
-        require_encoding,
-        server_secrets,
-        sha256,
-        shorten,
-    )
-    from .rlm_config import Configuration as Configuration
-    from .rlm_config import Options as Options
-    from .rlm_config import load_config as load_config
-    from .rlm_config import parse_params as parse_params
-    from .rlm_config import project_file as project_file
-    from .rlm_config import trust as trust
-    from .rlm_config import user_config_dir as user_config_dir
+    from .rlm_config import *  # noqa: F403 - the names above
     from .rlm_tools import Tool, to_json, tool
 
 if TYPE_CHECKING:
@@ -546,7 +528,9 @@ class RLM:
 
         def work() -> None:
             try:
-                self._supervise(run, node, lambda: node.complete(prompt, partial(_stream_into, tokens.put, node, system)))
+                self._supervise(
+                    run, node, lambda: node.complete(prompt, partial(_stream_into, tokens.put, node, system))
+                )
             finally:
                 tokens.put(None)
 
@@ -1967,10 +1951,6 @@ class Node:
             return "tools" if self.run.backend.supports_tools and not small else "text"
         return self.run.protocol
 
-    @property
-    def known_names(self) -> Collection[str]:
-        return self.run.known_names
-
     def open(self, prompt: str) -> None:
         """Put the prompt before the model; for the first one also the instructions, and start a REPL meanwhile."""
         first = not self.messages
@@ -2296,13 +2276,13 @@ class Node:
 
     def _meant(self, call: ToolCall) -> str:
         """The name that a tool call means; an unknown one in a form that every provider takes in a history."""
-        return re.sub(r"[^\w-]", "_", tool_name(call["name"], self.known_names), flags=re.ASCII)[:64] or "_"
+        return re.sub(r"[^\w-]", "_", tool_name(call["name"], self.run.known_names), flags=re.ASCII)[:64] or "_"
 
     def _action(self, reply: rlm_backends.Reply) -> WrittenAction | None:
         """What a reply without tool calls asks to be done in its text, where that is not part of its answer."""
         text = visible(reply.text)
         if self._read is None or self._read[0] != text:
-            self._read = text, written_action(text, self.known_names)
+            self._read = text, written_action(text, self.run.known_names)
         action = self._read[1]
         if action is None or self.protocol == "plain" or reply.stop_reason in ("refusal", "content_filter", "pause"):
             return None
@@ -2310,7 +2290,7 @@ class Node:
         if unfinished and (action.code is None or not parses(action.code)):
             return None
         if action.calls:
-            unknown = [call for call in action.calls if call["name"] not in self.known_names]
+            unknown = [call for call in action.calls if call["name"] not in self.run.known_names]
             answers = self.schema is not None and not rlm_tools.validate(self.schema, _json_in(text))[1]
             return None if answers or (unknown and self.unknown_calls >= 2) else action
         # In the tools protocol a fence may be part of the answer, but not before any code has given the evidence.
@@ -2339,7 +2319,7 @@ class Node:
         """Run what a reply asks for in its text; after the second such reply the text protocol goes on."""
         calls = action.calls or [{"name": "execute_code", "arguments": {"code": action.code}}]
         self.written_calls += 1
-        self.unknown_calls += any(call["name"] not in self.known_names for call in calls)
+        self.unknown_calls += any(call["name"] not in self.run.known_names for call in calls)
         outcomes: list[Outcome] = []
         for number, call in enumerate(calls, 1):
             call_id = f"text_{self.turn}_{number}"
@@ -2586,7 +2566,9 @@ class Node:
         def work() -> Outcome:
             started = time.monotonic()
             text, error = (problem, RLMError(problem)) if problem else self._call_tool(name, arguments)
-            return Outcome(text, self._journal_tool(call, text, error, started), error)
+            self.run.add_tool_call(name, arguments, self, is_error=error is not None)
+            cause = error and (error.__cause__ or error)
+            return Outcome(text, self._journal_tool(call["id"], name, text, cause, started), error)
 
         recorded = self.run.recording.tools.get((self.id, self.turn, call["id"]))
         return self.run.recording.once(f"result of {name} in turn {self.turn}", recorded, serve, work)
@@ -2605,14 +2587,15 @@ class Node:
             return f"error: {type(error).__name__}: {error}", failure
         return _cut(text, self.run.options.output_limit), None
 
-    def _journal_tool(self, call: ToolCall, text: str, error: RLMError | None, started: float) -> Event:
-        self.run.add_tool_call(call["name"], call["arguments"], self, is_error=error is not None)
-        result = {"id": call["id"], "name": call["name"], "content": text, "is_error": error is not None}
+    def _journal_tool(
+        self, call_id: str, name: str, text: str, error: BaseException | None, started: float, **fields: object
+    ) -> Event:
         return self._write_tool(
+            **fields,
             turn=self.turn,
-            tool_calls=[call["id"]],
-            tool_results=[result],
-            error=error_fields(error.__cause__ or error) if error else None,
+            tool_calls=[call_id],
+            tool_results=[{"id": call_id, "name": name, "content": text, "is_error": error is not None}],
+            error=error_fields(error) if error else None,
             duration_ms=_ms_since(started),
         )
 
@@ -3067,7 +3050,11 @@ class Node:
                 self.run.ledger.check()
                 error = raised
             if recorded is None:
-                self._journal_tool_from_code(name, arguments, key, cell, result, error, started)
+                fields = {"key": key, "from_cell": cell, "name": name, **packed("arguments", arguments)}
+                if error is None:
+                    fields.update(packed("result", result))
+                shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
+                self._journal_tool(key, name, shown, error, started, **fields)
             self.run.add_tool_call(name, arguments, self, is_error=error is not None)
             if error is not None:
                 raise error
@@ -3075,24 +3062,6 @@ class Node:
 
         kept = recorded if recorded and (recorded.get("error") or "result" in recorded) else None  # or it was too large
         return self.run.recording.once(f"result of {name}", kept, serve, work)
-
-    def _journal_tool_from_code(
-        self,
-        name: str,
-        arguments: dict[str, object],
-        key: str,
-        cell: int,
-        result: object,
-        error: Exception | None,
-        started: float,
-    ) -> None:
-        fields: Event = {"key": key, "from_cell": cell, "name": name, **packed("arguments", arguments)}
-        if error is None:
-            fields.update(packed("result", result))
-        shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
-        results = [{"id": key, "name": name, "content": shown, "is_error": error is not None}]
-        fields.update(tool_calls=[key], tool_results=results, error=error_fields(error) if error else None)
-        self._write_tool(turn=self.turn, **fields, duration_ms=_ms_since(started))
 
     # compaction
 
@@ -4278,10 +4247,9 @@ def as_context(value: object, logs: str | None = None, encoding: str | None = No
     """The context a caller gave: text and plain data as they are, a Path as what the file or folder holds."""
     if isinstance(value, Context):
         return value
-    if isinstance(value, os.PathLike):
-        return read_context([os.fspath(value)], exclude=logs, encoding=encoding)
-    if isinstance(value, (list, tuple)) and value and all(isinstance(item, os.PathLike) for item in value):
-        return read_context([os.fspath(item) for item in value], exclude=logs, encoding=encoding)
+    paths = [value] if isinstance(value, os.PathLike) else value
+    if isinstance(paths, (list, tuple)) and paths and all(isinstance(item, os.PathLike) for item in paths):
+        return read_context([os.fspath(item) for item in paths], exclude=logs, encoding=encoding)
     _require_plain(value)
     if isinstance(value, str) and len(value) < 260 and "\0" not in value and os.path.isfile(value):
         return Context(value, notes=("a file has this name; what it holds was not given",))
