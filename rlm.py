@@ -481,13 +481,17 @@ class RLM:
             raise ConfigError("`system` is settled by a conversation's first prompt", hint="start another RLM for it")
         run.ledger, run.tool_calls, run.last_text = Ledger(self.options), [], ""
         node.set_context(context)
-        return self._supervise(run, node, lambda: node.complete(prompt))
+        try:
+            return self._supervise(run, node, lambda: node.complete(prompt))
+        finally:
+            self._settle(run, node)
 
     def _settle(self, run: Run, node: Node) -> None:
-        """After a completion: a persistent RLM keeps its REPL, any other closes what it opened."""
-        if self.options.persistent and run.group is None and not run.aborted and node.messages:
-            self._conversation = (run, node)
-        else:
+        """After a completion: a persistent RLM keeps its REPL unless it was killed, any other closes what it opened."""
+        goes_on = self.options.persistent and run.group is None and not run.aborted and bool(node.messages)
+        if run.group is None:
+            self._conversation = (run, node) if goes_on else None
+        if not goes_on:
             run.close()
 
     def _supervise(self, run: Run, node: Node, work: Callable[[], Answer]) -> CompletionResult:
@@ -1445,14 +1449,14 @@ class Run:
             reply = normal_reply(repeating.text, size, backend.model)
             cost = self.price(backend)(reply.usage["input"], len(repeating.received) // _CHARACTERS_PER_TOKEN)
             return reply._replace(stop_reason="repetition", cost_usd=cost)
-        except rlm_backends.BackendError as error:
-            self._abandon(in_flight, str(error))
-            self.ledger.check()
-            raise
         except Exception as error:
-            if isinstance(error, RLMError) or not isinstance(backend, CallersBackend):
+            is_usual = isinstance(error, rlm_backends.BackendError)
+            if isinstance(error, RLMError) or not (is_usual or isinstance(backend, CallersBackend)):
                 raise
             self._abandon(in_flight, str(error))
+            self.ledger.check()
+            if is_usual:
+                raise
             raise ProviderError(f"the backend raised {type(error).__name__}: {error}") from error
 
     def _request(self, in_flight: Event) -> dict[str, Any]:

@@ -784,19 +784,46 @@ def test_a_backend_that_does_not_stream_still_answers(workspace: Path) -> None:
     assert list(rlm.RLM(backend=Whole()).stream("go")) == ["go, in one piece"]
 
 
-def test_a_stream_is_stopped_from_another_thread(workspace: Path) -> None:
-    class Endless:
-        def complete(self, messages: list[dict[str, Any]], *, on_text: Any, cancel: threading.Event, **how: Any) -> str:
-            on_text("one")
-            cancel.wait(60)
-            raise InterruptedError("cancelled")
+class Stoppable:
+    """A backend object that says one word and then waits to be stopped, in its calls of that number."""
 
-    runtime = rlm.RLM(backend=Endless())
+    def __init__(self, *waiting: int) -> None:
+        self.waiting, self.calls = waiting, 0
+        self.asked = threading.Event()
+
+    def complete(self, messages: list[dict[str, Any]], *, on_text: Any, cancel: threading.Event, **how: Any) -> str:
+        self.calls += 1
+        if self.calls not in self.waiting:
+            return "ok"
+        if on_text:
+            on_text("one")
+        self.asked.set()
+        cancel.wait(60)
+        raise InterruptedError("cancelled")
+
+
+def test_a_stream_is_stopped_from_another_thread(workspace: Path) -> None:
+    runtime = rlm.RLM(backend=Stoppable(1), config=False)
     parts = runtime.stream("go")
     assert next(parts) == "one"
     runtime.stop("enough")
     with pytest.raises(rlm.RLMError, match="enough"):
         next(parts)
+
+
+def test_after_a_stop_a_conversation_begins_anew(workspace: Path) -> None:
+    """Its REPL was killed, and its journal takes no more."""
+    backend = Stoppable(2)
+    with rlm.RLM(backend=backend, persistent=True, config=False) as session:
+        first = session.completion("one")
+        stopping = threading.Thread(target=lambda: (backend.asked.wait(60), session.stop("enough")))
+        stopping.start()
+        with pytest.raises(rlm.RLMError, match="enough"):
+            session.completion("two")
+        stopping.join()
+        third = session.completion("three")
+    assert third.trajectory_id != first.trajectory_id
+    assert [event["event"] for event in third.events()] == ["start", "call", "end"]
 
 
 def test_batch_keeps_order_and_a_failure_is_an_item(openai: Server) -> None:
