@@ -343,10 +343,8 @@ class RLM:
         if profile.show_below and origins["show_below"] == "default":
             options = dataclasses.replace(options, show_below=profile.show_below)
         if options.environment == "docker":
-            try:
+            with our_errors():
                 rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
-            except rlm_sandbox.SandboxError as error:
-                raise sandbox_error(error) from error
         folder = None if recording.is_replay else options.log_dir
         path = go_on or (os.path.join(folder, f"{trajectory_id}.jsonl") if folder else None)
         unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
@@ -355,7 +353,7 @@ class RLM:
             open_servers = servers(ledger) if servers else None
         except rlm_tools.ToolError as error:
             ledger.check()
-            raise ConfigError(str(error), hint=error.hint) from error
+            raise our_error(error) from error
         journal = None
         try:
             journal = self._open_journal(path, trajectory_id, append=go_on is not None, follow_links=not unnamed)
@@ -899,12 +897,12 @@ def connect(configuration: Configuration, options: Options, progress: Callable[[
             for provider, url, models in rlm_backends.local_servers():
                 if models:
                     return named(models[0], provider, base_url=url)
-        raise provider_error(error) from error
+        raise our_error(error) from error
 
 
 def gather_tools(options: Options) -> list[Tool]:
     """Built-in tools, those given, plug-ins and Snipara's; ConfigError that names the one that cannot be used."""
-    try:
+    with our_errors():
         logs = [options.log_dir] if options.log_dir else []  # a search would find its own question in there
         tools = rlm_tools.file_tools(options.allowed_paths, exclude=logs)
         for source in options.tools or []:
@@ -917,8 +915,6 @@ def gather_tools(options: Options) -> list[Tool]:
             options.memory_enabled,
             post=rlm_backends.post,
         )
-    except rlm_tools.ToolError as error:
-        raise ConfigError(str(error), hint=error.hint) from error
     seen: dict[str, Tool] = {}
     for tool in tools:
         if tool.name in seen or tool.name in _REPL_NAMES:
@@ -1039,10 +1035,8 @@ def _stream_into(put: Callable[[str], None], node: Node, system: str | None, pro
 
     node._journal_start(prompt, True, None)
     most = _turn_output(run.backend, run.profile)
-    try:
+    with our_errors():
         text = run.call(node, run.backend, messages, event_fields, most=most, on_text=hear).text
-    except rlm_backends.BackendError as error:
-        raise provider_error(error) from error
     if text and not heard:  # a backend object need not know of on_text
         put(text)
     return Answer(text)
@@ -1255,10 +1249,8 @@ class Run:
         recorded = self.recording.starts.get("n0", {}).get("subcall_characters")
         if isinstance(recorded, int) and 0 < recorded <= _SUBCALL_CHARACTERS:
             return recorded
-        try:
+        with our_errors():
             backend = self.backend if self.recording.is_replay else self.backend_for(self.options.sub_model)
-        except rlm_backends.BackendError as error:
-            raise provider_error(error) from error
         if backend is not self.backend:
             backend.inspect()
         return subcall_characters(backend, self.profile)
@@ -1330,17 +1322,14 @@ class Run:
 
     def sandbox(self, context: Context) -> rlm_sandbox.Sandbox:
         """A new REPL with `context` in it."""
-        options = self.options
-        try:
-            sandbox = make_sandbox(options)
+        with our_errors():
+            sandbox = make_sandbox(self.options)
             with self._lock:
                 self._sandboxes.add(sandbox)
             if self.aborted:  # while it started: nobody else knows of it
                 self.close_sandbox(sandbox)
                 self.ledger.check()
             self.hand_over(context, sandbox)
-        except rlm_sandbox.SandboxError as error:
-            raise sandbox_error(error) from error
         return sandbox
 
     def hand_over(self, context: Context, sandbox: rlm_sandbox.Sandbox) -> None:
@@ -2013,10 +2002,8 @@ class Node:
         """Use another context for the prompts that follow; None keeps the current one."""
         if context.value is None:
             return
-        try:
+        with our_errors():
             self.run.hand_over(context, self.sandbox)
-        except rlm_sandbox.SandboxError as error:
-            raise sandbox_error(error) from error
         self.context = context
 
     def _answer_open_calls(self) -> None:
@@ -2102,15 +2089,13 @@ class Node:
         )
 
     def _new_reply(self) -> rlm_backends.Reply:
-        try:
+        with our_errors():
             if self.protocol != "plain":
                 if self.forcing is None:
                     self._say_what_is_left()
                 if not self._replay_compaction():  # the run may have been stopped after it
                     self._compact()
             return self._mended_reply()
-        except rlm_backends.BackendError as error:
-            raise provider_error(error) from error
 
     def _mended_reply(self) -> rlm_backends.Reply:
         """A live reply; each fault that another form of request can mend is retried once."""
@@ -2395,7 +2380,7 @@ class Node:
             return self._run_final(call)
         if not text.strip("`~ \t\r\n"):
             return self._corrected(_EMPTY)
-        if not self.looked and not self.sent_back and not self._is_of_old():
+        if not self.looked and not self.sent_back:
             return self._send_back()
         if not (answer := self._answer_in(text)):
             return self._corrected(_EMPTY)
@@ -2405,11 +2390,6 @@ class Node:
                 doubt + _COMPUTE_IT.format("a ```python block" if self.protocol == "text" else "code")
             )
         return self._accept(Answer(answer))
-
-    def _is_of_old(self) -> bool:
-        """Whether the reply is from a journal that was written before answers were sent back."""
-        start = self.run.recording.starts.get(self.id)
-        return start is not None and "profile" not in start and (self.id, self.turn) in self.run.recording.turns
 
     def _turn_down(self, words: str) -> Answer | None:
         """Ask for something else than the newest reply, which a small model would repeat if it saw it; no answer."""
@@ -2633,7 +2613,7 @@ class Node:
         self.newest = line
         self.run.add_tool_call("execute_code", {"code": code}, self, is_error=event["error"] is not None)
         answer = event["final"] if event["error"] is None else None
-        self.touched = self.touched or any(_names(code, name) for name in self.run.variables(self.context))
+        self.touched = self.touched or not names_in(code).isdisjoint(self.run.variables(self.context))
         if event["error"] is None:
             self.worked = True
             self.looked = self.looked or self.touched
@@ -2676,7 +2656,7 @@ class Node:
             raise self.run.ledger.stopped or stop from None
         except rlm_sandbox.SandboxError as error:
             self.run.ledger.check()
-            raise sandbox_error(error) from error
+            raise our_error(error) from error
         self.run.ledger.check()
         event: Event = {
             "cell": number,
@@ -2997,13 +2977,11 @@ class Node:
         def work() -> str:
             fields = {"node": self.id, "kind": "sub", "cell": cell, "key": key, "prompt": [dict(m) for m in messages]}
             fields.update(depth=self.depth + 1, parent=self.call_id)
-            try:
+            with our_errors():
                 backend = self.run.backend_for(model)
                 _require_room(backend, messages)
                 most = self.run.profile.subcall_output
                 reply = self.run.call(self, backend, messages, fields, most=most, response_schema=form.schema)
-            except rlm_backends.BackendError as error:
-                raise provider_error(error) from error
             return _leaf_text(visible(reply.text), reply.stop_reason, reply.usage)
 
         return self.run.recording.once(f"sub-call {key}", self.run.recording.results_by_key.get(key), serve, work)
@@ -3184,16 +3162,23 @@ class HostFunction:
             raise
 
 
-def sandbox_error(error: rlm_sandbox.SandboxError) -> SandboxError:
-    """The `rlm` error for a sandbox's error."""
-    return SandboxError(str(error), hint=getattr(error, "hint", ""))
+def our_error(error: Exception) -> RLMError:
+    """The error that users catch, for one of a module below."""
+    hint = getattr(error, "hint", "")
+    if isinstance(error, rlm_sandbox.SandboxError):
+        return SandboxError(str(error), hint=hint)
+    if isinstance(error, rlm_backends.BackendError) and error.code != "config":
+        return ProviderError(str(error), provider=error.provider or "", status=error.status, hint=hint)
+    return ConfigError(str(error), hint=hint)
 
 
-def provider_error(error: rlm_backends.BackendError) -> RLMError:
-    """The `rlm` error for a backend's error."""
-    if error.code == "config":
-        return ConfigError(str(error), hint=error.hint)
-    return ProviderError(str(error), provider=error.provider or "", status=error.status, hint=error.hint)
+@contextlib.contextmanager
+def our_errors() -> Iterator[None]:
+    """Raise what the modules below raise as errors that users catch."""
+    try:
+        yield
+    except (rlm_backends.BackendError, rlm_sandbox.SandboxError, rlm_tools.ToolError) as error:
+        raise our_error(error) from error
 
 
 def _journal_form(message: Message) -> Message:
@@ -5355,21 +5340,16 @@ def final_call(text: str) -> str | None:
 
 def _names_a_variable(call: str) -> bool:
     """Whether a FINAL(...) hands over what code has computed, rather than a literal or prose."""
-    import ast
-
-    if not parses(call):
-        return False
-    names = (node.id for node in ast.walk(_tree(call)) if isinstance(node, ast.Name))
-    return call.startswith("FINAL_VAR") or any(name != "FINAL" for name in names)
+    return parses(call) and (call.startswith("FINAL_VAR") or names_in(call) != {"FINAL"})
 
 
-def _names(code: str, name: str) -> bool:
-    """Whether code uses a name, and not only in a comment."""
+def names_in(code: str) -> set[str]:
+    """The names that code uses; of text that is not parsed, its words."""
     import ast
 
     if not parses(code):
-        return re.search(rf"\b{name}\b", code) is not None
-    return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(_tree(code)))
+        return {word[0] for word in re.finditer(r"\w+", code)}
+    return {node.id for node in ast.walk(_tree(code)) if isinstance(node, ast.Name)}
 
 
 def _closes_at_end(call: str) -> bool:
