@@ -49,7 +49,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate, islice
+from itertools import accumulate, count, islice
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING or not __package__:
@@ -277,14 +277,18 @@ class RLM:
 
     def close(self) -> None:
         """End the conversation of a persistent RLM, and its connections."""
+        self._end_conversation()
+        with self._lock:
+            backend, self._backend = self._backend, None
+        if backend is not None:
+            adapt(backend).close()
+
+    def _end_conversation(self) -> None:
         with self._lock:
             conversation, self._conversation = self._conversation, None
-            backend, self._backend = self._backend, None
         if conversation is not None:
             conversation[1].close()
             conversation[0].close()
-        if backend is not None:
-            adapt(backend).close()
 
     def stop(self, reason: str = "stopped") -> None:
         """End the running completions, from another thread: each raises RLMError(reason) with its partial result."""
@@ -338,10 +342,8 @@ class RLM:
             check_prices(options, backend)
         backend.inspect()
         profile, origins = profile_for(backend, options.prompt), self.configuration.origins
-        if profile.output_limit and origins["output_limit"] == "default":
-            options = dataclasses.replace(options, output_limit=profile.output_limit)
-        if profile.show_below and origins["show_below"] == "default":
-            options = dataclasses.replace(options, show_below=profile.show_below)
+        own: dict[str, Any] = {"output_limit": profile.output_limit, "show_below": profile.show_below}
+        options = dataclasses.replace(options, **{k: v for k, v in own.items() if v and origins[k] == "default"})
         if options.environment == "docker":
             with our_errors():
                 rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
@@ -527,12 +529,11 @@ class RLM:
         run = self._new_run(new_id(), JournalIndex())
         tokens: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None ends them
         node = Node(run, Context(None))
+        solve = partial(_stream_into, tokens.put, node, system)
 
         def work() -> None:
             try:
-                self._supervise(
-                    run, node, lambda: node.complete(prompt, partial(_stream_into, tokens.put, node, system))
-                )
+                self._supervise(run, node, lambda: node.complete(prompt, solve))
             finally:
                 tokens.put(None)
 
@@ -605,9 +606,7 @@ class RLM:
         if options.confirm_above is None or not count:
             return False
         backend = adapt(self.backend)
-        each = at_most(options.token_budget, backend, options)
-        if each is not None and options.cost_budget_usd is not None:
-            each = min(each, options.cost_budget_usd)
+        each = at_most(options.token_budget, options.cost_budget_usd, backend, options)
         cost = None if each is None else each * ledgers
         forecast = Forecast(count, f"runs of {backend.model}", cost)
         require_confirmation(forecast, options.confirm_above, self._on_confirm)
@@ -615,7 +614,8 @@ class RLM:
 
     def variables(self) -> dict[str, tuple[str, int | None, str]]:
         """The variables of a persistent RLM's REPL: {name: (type, size, short repr)}."""
-        return self._conversation[1].sandbox.names() if self._conversation else {}
+        with our_errors():
+            return self._conversation[1].sandbox.names() if self._conversation else {}
 
     # going on from a journal
 
@@ -645,6 +645,7 @@ class RLM:
         finally:
             rlm._settle(run, node)
         if rlm._conversation is not None:
+            self._end_conversation()
             self._conversation, rlm._conversation = rlm._conversation, None
         return result
 
@@ -963,12 +964,15 @@ def price_of(backend: Backend, options: Options, model: str | None = None) -> Pr
     return price
 
 
-def at_most(tokens: int, backend: Backend, options: Options) -> float | None:
-    """Dollars for so many tokens, in or out, of the dearer of a run's two models; None where a price is not known."""
+def at_most(tokens: int, dollars: float | None, backend: Backend, options: Options) -> float | None:
+    """The most that so many tokens cost, in or out, of the dearer of a run's two models; None: a price is not known.
+
+    `dollars`: the budget, which the cost never passes.
+    """
     prices = [price_of(backend, options, model) for model in {None, options.sub_model}]
     costs = [price(*amounts) for price in prices for amounts in ((tokens, 0), (0, tokens))]
     known = [cost for cost in costs if cost is not None]
-    return max(known) if len(known) == len(costs) else None
+    return min(max(known), math.inf if dollars is None else dollars) if len(known) == len(costs) else None
 
 
 def require_confirmation(forecast: Forecast, above: float, on_confirm: Callable[[Forecast], bool] | None) -> None:
@@ -1239,8 +1243,8 @@ class Run:
         self._sandboxes: set[rlm_sandbox.Sandbox] = set()
         self._in_flight: dict[int, Event] = {}
         numbers = [re.sub(r"\D", "", str(event.get("call_id"))) for event in recording.calls]
-        self._last_call = max((int(number) for number in numbers if number), default=0)
-        self._last_node = len(recording.starts) - 1
+        self._call_numbers = count(1 + max((int(number) for number in numbers if number), default=0))
+        self._node_numbers = count(max(1, len(recording.starts)))
         self.subcall_characters = self._subcall_characters()
         self._enter_recorded()
 
@@ -1267,24 +1271,11 @@ class Run:
 
     def node_id(self, key: str | None) -> str:
         """The id of the root, or of the child with that key: the recorded one where there is one."""
-        if key is None:
-            self._last_node = max(self._last_node, 0)
-            return "n0"
-        with self._lock:
-            if key in self.recording.children:
-                return self.recording.children[key]
-            self._last_node += 1
-            return f"n{self._last_node}"
-
-    def call_id(self) -> str:
-        with self._lock:
-            self._last_call += 1
-            return f"c{self._last_call}"
+        return "n0" if key is None else self.recording.children.get(key) or f"n{next(self._node_numbers)}"
 
     def add_tool_call(self, name: str, arguments: object, node: Node, *, is_error: bool) -> None:
         """Note a tool call for the result."""
-        with self._lock:
-            self.tool_calls.append({"name": name, "arguments": arguments, "node": node.id, "is_error": is_error})
+        self.tool_calls.append({"name": name, "arguments": arguments, "node": node.id, "is_error": is_error})
 
     def diverged(self, node: Node, text: str) -> None:
         """Record that a cell's second run differs from the journal; the run goes on."""
@@ -1495,7 +1486,7 @@ class Run:
     ) -> None:
         if self._keeper is not None:
             self._keeper.get()  # a paid call can be resumed only with its context
-        call_id = self.call_id()
+        call_id = f"c{next(self._call_numbers)}"
         fields = dict(event_fields)
         depth, parent = fields.pop("depth"), fields.pop("parent")
         if reply.raw is not None:
@@ -2578,7 +2569,7 @@ class Node:
         return _cut(text, self.run.options.output_limit), None
 
     def _journal_tool(
-        self, call_id: str, name: str, text: str, error: BaseException | None, started: float, **fields: object
+        self, call_id: str, name: str, text: str, error: BaseException | None, started: float, /, **fields: object
     ) -> Event:
         return self._write_tool(
             **fields,
@@ -2917,8 +2908,7 @@ class Node:
         new = [t for t in tasks if t.args[0] not in recording.results_by_key and t.args[0] not in recording.children]
         left = run.ledger.left()
         if new and new[0].func == self._child:  # children go on until they answer: all that is left is their limit
-            cost = at_most(left["tokens"], run.backend, run.options)
-            cost = cost if cost is None or left["cost_usd"] is None else min(cost, left["cost_usd"])
+            cost = at_most(left["tokens"], left["cost_usd"], run.backend, run.options)
             return Forecast(len(new), f"children of {run.backend.model}", cost)
         try:
             backend = run.backend_for(new[0].args[2] if new else None)
@@ -4120,9 +4110,9 @@ class Context:
 
 def _image_in(value: object) -> Message | None:
     """The message part of an image given by its bytes or a data URI; else None."""
-    if isinstance(value, str):
-        return rlm_backends.image_part(value) if len(value) < 50_000_000 and re.fullmatch(_IMAGE_DATA, value) else None
-    if not isinstance(value, bytes) or len(value) > 50_000_000:
+    if not isinstance(value, (str, bytes)) or len(value) > 50_000_000:
+        return None
+    if isinstance(value, str) and not re.fullmatch(_IMAGE_DATA, value):
         return None
     try:
         return rlm_backends.image_part(value)

@@ -1158,6 +1158,23 @@ def test_a_later_context_is_told_to_the_model_and_resumed() -> None:
         assert session.resume(name).value == 999
 
 
+def test_a_resumed_conversation_takes_the_place_of_the_one_before(workspace: Path) -> None:
+    boxes: list[rlm_sandbox.LocalSandbox] = []
+
+    def box() -> rlm_sandbox.LocalSandbox:
+        boxes.append(rlm_sandbox.LocalSandbox())
+        return boxes[-1]
+
+    backend = Scripted(said("ok"))
+    earlier = rlm.complete("go", backend=backend, config=False)
+    with rlm.RLM(backend=backend, environment=box, persistent=True, config=False) as session:
+        session.completion("one")
+        assert session.resume(forget_the_last(earlier.log, 2)).response == "ok"
+        assert session.completion("two").trajectory_id == earlier.trajectory_id
+        with pytest.raises(rlm_sandbox.SandboxError, match="closed"):
+            boxes[0].execute("1")
+
+
 def test_a_summary_keeps_the_question_that_is_being_answered() -> None:
     backend = Scripted(said("long " * 2000), said("SUMMARY"), said("ok"), window=3000)
     with rlm.RLM(backend=backend, config=False, persistent=True) as session:
