@@ -82,6 +82,7 @@ else:  # vendored into a package
     from .rlm_tools import Tool, to_json, tool
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from concurrent.futures import Executor
 
 __version__ = "0.1.0"
@@ -567,19 +568,18 @@ class RLM:
         """
         items = [{"prompt": item} if isinstance(item, str) else dict(item) for item in prompts]
         confirmed = self._confirm_batch(1 if one_ledger else len(items), len(items))
-        if executor is not None:
-            if one_ledger:
-                raise ConfigError("one ledger for the batch needs one process", hint="leave executor out")
-            yield from _batch_elsewhere(self, items, executor, on_result, confirmed)
-            return
+        if executor is not None and one_ledger:
+            raise ConfigError("one ledger for the batch needs one process", hint="leave executor out")
         group = LedgerGroup(Ledger(self.options) if one_ledger else None, confirmed)
+        elsewhere = [] if executor is None else [executor.submit(_complete_item, self, item, group) for item in items]
         ended: list[BaseException] = []  # why no further item is begun
 
-        def work(item: Mapping[str, object], number: int) -> CompletionResult | RLMError:
+        def work(number: int) -> CompletionResult | RLMError:
             if ended:
                 raise ended[0]
             try:
-                result = _complete_item(self, item, group)
+                given = elsewhere[number] if elsewhere else None
+                result = _complete_item(self, items[number], group) if given is None else _result_of(given)
                 if on_result is not None:
                     on_result(number, result)
                 return result
@@ -587,7 +587,7 @@ class RLM:
                 ended.append(error)
                 raise
 
-        futures = [Future(partial(work, item, number)) for number, item in enumerate(items)]
+        futures = [Future(partial(work, number)) for number in range(len(items))]
         spawn(lambda: run_futures(futures, max(1, max_workers)))
         try:
             for future in futures:
@@ -597,6 +597,8 @@ class RLM:
                 yield future.get()
         except BaseException as reason:
             ended.append(reason)
+            for item in elsewhere:
+                item.cancel()
             self._abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason, group)
             raise
 
@@ -1046,29 +1048,6 @@ def _stream_into(put: Callable[[str], None], node: Node, system: str | None, pro
     return Answer(text)
 
 
-def _batch_elsewhere(
-    rlm: RLM,
-    items: Sequence[Mapping[str, object]],
-    executor: Executor,
-    on_result: Callable[[int, CompletionResult | RLMError], None] | None,
-    confirmed: bool,
-) -> Iterator[CompletionResult | RLMError]:
-    """The results of a batch that somebody's executor runs, perhaps on other machines."""
-    futures = [executor.submit(_complete_item, rlm, item, LedgerGroup(None, confirmed)) for item in items]
-    try:
-        for number, future in enumerate(futures):
-            try:
-                result = future.result()
-            except Exception as error:  # a worker that died, or what could not be pickled: the executor's own words
-                result = RLMError(f"the executor lost this item: {type(error).__name__}: {error}")
-            if on_result is not None:
-                on_result(number, result)
-            yield result
-    finally:
-        for future in futures:
-            future.cancel()
-
-
 def _complete_item(rlm: RLM, item: Mapping[str, object], group: LedgerGroup) -> CompletionResult | RLMError:
     """One item of a batch: its result, or the error in its place."""
     try:
@@ -1082,6 +1061,14 @@ def _complete_item(rlm: RLM, item: Mapping[str, object], group: LedgerGroup) -> 
         return rlm._complete(prompt, context, group=group)
     except RLMError as error:
         return error
+
+
+def _result_of(item: concurrent.futures.Future[CompletionResult | RLMError]) -> CompletionResult | RLMError:
+    """What somebody's executor made of an item, perhaps on another machine."""
+    try:
+        return item.result()
+    except Exception as error:  # a worker that died, or what could not be pickled: the executor's own words
+        return RLMError(f"the executor lost this item: {type(error).__name__}: {error}")
 
 
 def _clean_prompt(prompt: object) -> str:
