@@ -3789,7 +3789,7 @@ def _open_journal(path: str, append: bool, follow_links: bool = True) -> int:
     return descriptor
 
 
-_FIELDS: dict[type | tuple[type, ...], str] = {
+_FIELDS_OF: dict[type | tuple[type, ...], str] = {
     str: "event node call_id system response code stdout model sub_model protocol environment base_url instructions"
     " announcement note profile traceback",
     int: "depth index",
@@ -3798,6 +3798,8 @@ _FIELDS: dict[type | tuple[type, ...], str] = {
     list: "tool_calls tool_results tools allowed_paths",
     dict: "limits context token_usage schema params sub_params",
 }
+_FIELDS = {name: kind for kind, names in _FIELDS_OF.items() for name in names.split()}
+_TOOL_FIELDS = {**_FIELDS, "value": str, "error": dict}
 LINE_LIMIT = 64 << 20  # bytes of a journal's line
 EVENT_DEPTH = 400  # of lists and objects in one: Python data that JSON lacks takes three for one
 
@@ -3828,11 +3830,9 @@ def journal_event(line: bytes | bytearray) -> Event | None:
 
 
 def _has_our_types(event: Event) -> bool:
-    is_tool = event["event"] == "tool"
-    fields = [*_FIELDS.items(), (str, "value" if is_tool else ""), (dict, "error" if is_tool else "")]
-    for kind, names in fields:
-        if not all(event.get(name) is None or isinstance(event[name], kind) for name in names.split()):
-            return False
+    fields = _TOOL_FIELDS if event["event"] == "tool" else _FIELDS
+    if not all(event.get(name) is None or isinstance(event[name], kind) for name, kind in fields.items()):
+        return False
     amounts = [*(event.get("token_usage") or {}).values(), event.get("cost_usd")]
     if not all(isinstance(n, (int, float)) and 0 <= n < 1e15 for n in amounts if n is not None):
         return False
