@@ -1597,13 +1597,15 @@ class Run:
 def normal_reply(raw: object, size: int, model: str) -> rlm_backends.Reply:
     """A reply with every field in its type, whatever a backend object of the caller's returned."""
     text = getattr(raw, "text", raw if isinstance(raw, str) else "") or ""
-    calls = []
+    calls: list[ToolCall] = []
     given = islice(getattr(raw, "tool_calls", None) or [], rlm_backends.MOST_CALLS)
     for number, call in enumerate(given, 1):
         arguments = call.get("arguments", {})
         if isinstance(arguments, str) and (read := read_arguments(arguments)) is not None:
             arguments = read
-        call_id = str(call.get("id") or f"call_{number}")
+        call_id = str(call.get("id") or "")
+        if not call_id or any(call_id == other["id"] for other in calls):  # results are kept by their ids
+            call_id = f"call_{number}"
         calls.append({"id": call_id, "name": str(call.get("name") or ""), "arguments": arguments})
     usage = dict(getattr(raw, "usage", None) or {})
     if not isinstance(usage.get("input"), int) or not isinstance(usage.get("output"), int):
@@ -2864,6 +2866,7 @@ class Node:
 
     def _plan_rlm_query_batched(self, prompts: list[str], contexts: list[Any] | None = None) -> Callable[[], list[Any]]:
         """The answers of many children, in order, run in parallel; errors as of `llm_query_batched`."""
+        prompts = _prompt_list("rlm_query_batched", prompts)
         if contexts is None:
             contexts = [None] * len(prompts)
         if len(contexts) != len(prompts):

@@ -1135,6 +1135,26 @@ def test_what_a_backend_raises_is_an_error_of_ours() -> None:
     assert [type(result) for result in results] == [rlm.ProviderError] * 2
 
 
+def test_tool_calls_with_one_id_are_resumed_each_with_its_own_result() -> None:
+    names = {"one": "ONE", "two": "TWO"}
+    tools = [
+        rlm.Tool(name, "Say it.", {"type": "object", "properties": {}}, lambda r=r: r) for name, r in names.items()
+    ]
+    calls = [{"id": "same", "name": name, "arguments": {}} for name in names]
+    first = Scripted(Reply("", calls, {"input": 1, "output": 1}, "tool_calls", "of-my-own", 0.0), said("ok"))
+    result = rlm.complete("go", backend=first, tools=tools, config=False)
+    again = Scripted(said("ok"))
+    rlm.RLM(backend=again, tools=tools, config=False).resume(forget_the_last(result.log, 2))
+    for seen in (first.seen[-1], again.seen[-1]):
+        assert [message["content"] for message in seen if message["role"] == "tool"] == ["ONE", "TWO"]
+
+
+def test_prompts_that_are_no_list_are_refused_in_words() -> None:
+    source = "try: rlm_query_batched(None)\nexcept TypeError as e: FINAL(str(e))"
+    result = rlm.complete("go", backend=Scripted(said(run=source)), config=False)
+    assert result.value == "rlm_query_batched takes a list of prompts, not NoneType"
+
+
 def test_an_unknown_model_is_told_the_room_it_has(openai: Server) -> None:
     run(openai, "ok", model="openai/mystery", token_budget=20_000)
     run(openai, "ok", model="openai/mystery", token_budget=1_000_000)
