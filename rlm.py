@@ -488,7 +488,7 @@ class RLM:
             self._settle(run, node)
 
     def _settle(self, run: Run, node: Node) -> None:
-        """After a completion: a persistent RLM keeps its REPL unless it was killed, any other closes what it opened."""
+        """After a completion: a persistent RLM keeps its REPL unless that is gone, any other closes what it opened."""
         goes_on = self.options.persistent and run.group is None and not run.aborted and bool(node.messages)
         if run.group is None:
             self._conversation = (run, node) if goes_on else None
@@ -503,6 +503,7 @@ class RLM:
         try:
             answer = _on_own_thread(work, run, node)
         except RLMError as error:
+            run.aborted = run.aborted or isinstance(error, SandboxError)  # a conversation cannot go on in that REPL
             error.result = _last_result = run.result(None)
             error.trajectory_id = run.journal.trajectory_id if run.journal.path else None
             raise

@@ -1178,6 +1178,21 @@ def test_a_later_context_is_told_to_the_model_and_resumed() -> None:
         assert session.resume(name).value == 999
 
 
+def test_a_conversation_whose_environment_could_not_start_begins_anew(workspace: Path) -> None:
+    failures = [rlm_sandbox.SandboxError("not there yet")]
+
+    def box() -> rlm_sandbox.LocalSandbox:
+        if failures:
+            raise failures.pop()
+        return rlm_sandbox.LocalSandbox()
+
+    backend = Scripted(said(run="FINAL(2)"))
+    with rlm.RLM(backend=backend, environment=box, persistent=True, config=False) as session:
+        with pytest.raises(rlm.SandboxError, match="not there yet"):
+            session.completion("one")
+        assert session.completion("two").value == 2
+
+
 def test_a_resumed_conversation_takes_the_place_of_the_one_before(workspace: Path) -> None:
     boxes: list[rlm_sandbox.LocalSandbox] = []
 
