@@ -248,11 +248,7 @@ class RLM:
         self._on_event = on_event
         self._on_progress = on_progress
         self._on_confirm = on_confirm
-        self._load_config()
-
-    def _load_config(self) -> None:
-        """Read the configuration; nothing is connected or started yet."""
-        self.configuration = load_config(self._given, config=self._config)
+        self.configuration = load_config(self._given, config=config)
         self.options = Options(**self.configuration.values)
         self._lock = threading.RLock()
         self._backend: object = None
@@ -262,13 +258,8 @@ class RLM:
         self._conversation: tuple[Run, Node] | None = None
         self._talking = threading.Lock()  # held while the conversation answers
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"_given": self._given, "_config": self._config}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._given, self._config, self._on_event, self._on_progress = state["_given"], state["_config"], None, None
-        self._on_confirm = None
-        self._load_config()
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(type(self), config=self._config, **self._given), ()
 
     def __enter__(self) -> RLM:
         return self
@@ -383,8 +374,8 @@ class RLM:
             path,
             trajectory_id,
             secrets=keys,
-            on_event=_to_all(printer, self._on_event),
-            on_progress=_to_all(line, self._on_progress),
+            on_event=[printer, self._on_event],
+            on_progress=[line, self._on_progress],
             append=append,
             follow_links=follow_links,
         )
@@ -1094,16 +1085,6 @@ def _printer(verbose: bool) -> Callable[[Event], None] | None:
             print(line, file=sys.stderr)
 
     return show
-
-
-def _to_all(*given: Callable[[Event], None] | None) -> Callable[[Event], None] | None:
-    listeners = [listener for listener in given if listener is not None]
-
-    def notify(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
-
-    return notify if listeners else None
 
 
 # --- a run: what all nodes of one tree share ---------------------------------------------------------------------
@@ -3662,7 +3643,7 @@ def reference(line: Event) -> Event:
 class Journal:
     """The run's events, appended and flushed line by line before the next step depends on them.
 
-    Literal keys in `secrets` never get in. Without a `path` events only reach the listener.
+    Literal keys in `secrets` never get in. Without a `path` events only reach the listeners.
     """
 
     def __init__(
@@ -3671,16 +3652,16 @@ class Journal:
         trajectory_id: str,
         *,
         secrets: Iterable[str] = (),
-        on_event: Callable[[Event], None] | None = None,
-        on_progress: Callable[[Event], None] | None = None,
+        on_event: Iterable[Callable[[Event], None] | None] = (),
+        on_progress: Iterable[Callable[[Event], None] | None] = (),
         append: bool = False,
         follow_links: bool = True,
     ) -> None:
         self.path = path
-        self.on_progress = on_progress
+        self.on_event = list(filter(None, on_event))
+        self.on_progress = list(filter(None, on_progress))
         self.trajectory_id = trajectory_id
         self.secrets = [json.dumps(s)[1:-1] for s in secrets if s and len(s) >= 8]  # as they would stand in a line
-        self.on_event = on_event
         self._lock = threading.Lock()
         self._closed = False
         self._only: int | None = None
@@ -3739,17 +3720,18 @@ class Journal:
             "on_progress", {"event": "progress", "trajectory_id": self.trajectory_id, "phase": phase, **fields}
         )
 
-    def _notify(self, listener: str, line: Event) -> None:
-        """Call the listener of that name; one that raises is not called again."""
-        if (call := getattr(self, listener)) is None:
-            return
-        try:
-            call(line)
-        except Exception as error:
-            import warnings
+    def _notify(self, name: str, line: Event) -> None:
+        """Call the listeners of that name; one that raises is not called again."""
+        listeners: list[Callable[[Event], None]] = getattr(self, name)
+        for call in [*listeners]:
+            try:
+                call(line)
+            except Exception as error:
+                import warnings
 
-            setattr(self, listener, None)
-            warnings.warn(f"{listener} raised {error!r} and is not called again", RuntimeWarning, stacklevel=3)
+                with contextlib.suppress(ValueError):  # it raised on another thread, too
+                    listeners.remove(call)
+                warnings.warn(f"{name} raised {error!r} and is not called again", RuntimeWarning, stacklevel=3)
 
     def reject_other_threads(self) -> None:
         """Accept only this thread's events from now on: the other threads have been stopped."""
