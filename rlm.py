@@ -4262,16 +4262,17 @@ def read_context(
     that every file must be in. `on_slow(text)` is told what is being read or fetched once that has taken two seconds.
     """
     specs = list(specs)
+    named = [spec for spec in specs if spec != "-"]
+    urls = list(dict.fromkeys(filter(rlm_tools.is_url, named)))
     try:
         with rlm_tools.Documents(on_slow) as documents:
-            urls = [spec for spec in specs if rlm_tools.is_url(spec)]
             if urls and within is not None:
                 hint = "download it into that folder"
                 raise rlm_tools.ToolError(f"{rlm_tools.redact_url(urls[0])} lies outside of {within}", hint=hint)
             pages = [rlm_tools.read_url(url, documents, encoding) for url in urls]
             piped, note = rlm_tools.read_piped(stdin, documents, encoding) if isinstance(stdin, bytes) else (stdin, "")
             given = rlm_tools.read_context_files(
-                [spec for spec in specs if spec != "-" and spec not in urls],
+                [spec for spec in named if spec not in urls],
                 cwd,
                 exclude=[exclude] if exclude else (),
                 keep=lambda head: _image_in(head) is not None,
@@ -4283,33 +4284,27 @@ def read_context(
         raise ConfigError(str(error), hint=error.hint) from error.__cause__
     notes = [f"stdin: {note}"] if note else []
     made = documents.records
-    if specs in ([], ["-"]):
+    if not named:
         origin = "stdin" if stdin is not None else "value"
         return Context(piped, {"paths": [], "documents": made} if made else origin, tuple(notes))
-    named = [spec for spec in specs if spec != "-"]
-    for url, (content, said) in zip(urls, pages):
+    for number, (url, (content, said)) in enumerate(zip(urls, pages), 1):
         name = rlm_tools.redact_url(url)
+        name = f"{name} ({number})" if name in given.contents else name  # they differ in what is redacted
         given.contents[name] = content
         given.paths.append(name)
         given.named.append(name)
         notes += [f"{name}: {note}" for note in said]
     contents, single = given.contents, len(given.named) == len(specs) == 1
-    # Images go along with every request: those are shown that were named, and not what a folder happens to hold.
-    some_text = any(isinstance(value, str) for value in contents.values())
-    unasked = [n for n, value in contents.items() if some_text and isinstance(value, bytes) and n not in given.named]
-    paths = [path for name, path in zip(contents, given.paths, strict=True) if name not in unasked]
-    for name in unasked:
-        del contents[name]
-    if unasked:
-        given.notes.append(f"left out {counted(len(unasked), 'image')}: name each that is to be seen")
-    files: Event = {"paths": paths, "names": list(contents), "single": single}
+    if any(isinstance(value, str) for value in contents.values()):
+        _leave_out_unnamed_images(given)
+    files: Event = {"paths": given.paths, "names": list(contents), "single": single}
     if encoding:
         files["encoding"] = encoding
-    notes += given.notes
     if made:
         files["documents"] = made
     lasting = made or (given.rereadable and (piped is None or specs == named))
     source = files if lasting else "stdin"  # this cannot be read again: the value is kept beside the journal
+    notes += given.notes
     if single:
         return Context(next(iter(contents.values())), source, tuple(notes))
     if piped is not None and specs != named:
@@ -4317,6 +4312,16 @@ def read_context(
     if not contents:
         raise ConfigError(f"no text files in {', '.join(specs)}", hint="give text files, or one binary file alone")
     return Context(contents, source, tuple(notes))
+
+
+def _leave_out_unnamed_images(given: rlm_tools.ContextFiles) -> None:
+    """Images go along with every request: those are shown that were named, and not what a folder happens to hold."""
+    unnamed = [n for n, value in given.contents.items() if isinstance(value, bytes) and n not in given.named]
+    given.paths[:] = [path for name, path in zip(given.contents, given.paths, strict=True) if name not in unnamed]
+    for name in unnamed:
+        del given.contents[name]
+    if unnamed:
+        given.notes.append(f"left out {counted(len(unnamed), 'image')}: name each that is to be seen")
 
 
 def _context_path(journal: str, turn: int) -> str:
