@@ -639,8 +639,9 @@ class RLM:
         finally:
             rlm._settle(run, node)
         if rlm._conversation is not None:
-            self._end_conversation()
-            self._conversation, rlm._conversation = rlm._conversation, None
+            with self._talking:
+                self._end_conversation()
+                self._conversation, rlm._conversation = rlm._conversation, None
         return result
 
     def replay(self, trajectory_id: str) -> Replayed:
