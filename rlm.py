@@ -256,6 +256,7 @@ class RLM:
         self._runs: dict[Run, Node] = {}  # those that go on, with their roots
         self._starting: dict[Any, tuple[Ledger, LedgerGroup | None]] = {}  # MCP servers of runs that have yet to begin
         self._conversation: tuple[Run, Node] | None = None
+        self._last_context = Context(None)  # of the conversation, should its REPL be lost
         self._talking = threading.Lock()  # held while the conversation answers
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -278,6 +279,7 @@ class RLM:
     def _end_conversation(self) -> None:
         with self._lock:
             conversation, self._conversation = self._conversation, None
+            self._last_context = Context(None)
         if conversation is not None:
             conversation[1].close()
             conversation[0].close()
@@ -442,7 +444,7 @@ class RLM:
         try:
             if self._conversation is not None:
                 return self._go_on(prompt, given, system)
-            return self._begin(prompt, given, system, None)
+            return self._begin(prompt, self._last_context if given.value is None else given, system, None)
         finally:
             self._talking.release()
 
@@ -481,8 +483,8 @@ class RLM:
     def _settle(self, run: Run, node: Node) -> None:
         """After a completion: a persistent RLM keeps its REPL unless that is gone, any other closes what it opened."""
         goes_on = self.options.persistent and run.group is None and not run.aborted and bool(node.messages)
-        if run.group is None:
-            self._conversation = (run, node) if goes_on else None
+        if self.options.persistent and run.group is None:
+            self._conversation, self._last_context = ((run, node) if goes_on else None), node.context
         if not goes_on:
             run.close()
 

@@ -812,10 +812,10 @@ def test_a_stream_is_stopped_from_another_thread(workspace: Path) -> None:
 
 
 def test_after_a_stop_a_conversation_begins_anew(workspace: Path) -> None:
-    """Its REPL was killed, and its journal takes no more."""
+    """Its REPL was killed, and its journal takes no more. None for a context keeps the current one, as always."""
     backend = Stoppable(2)
     with rlm.RLM(backend=backend, persistent=True, config=False) as session:
-        first = session.completion("one")
+        first = session.completion("one", "text")
         stopping = threading.Thread(target=lambda: (backend.asked.wait(60), session.stop("enough")))
         stopping.start()
         with pytest.raises(rlm.RLMError, match="enough"):
@@ -824,6 +824,7 @@ def test_after_a_stop_a_conversation_begins_anew(workspace: Path) -> None:
         third = session.completion("three")
     assert third.trajectory_id != first.trajectory_id
     assert [event["event"] for event in third.events()] == ["start", "call", "end"]
+    assert third.events()[0]["context"]["size"] == 4
 
 
 def test_batch_keeps_order_and_a_failure_is_an_item(openai: Server) -> None:
