@@ -4266,9 +4266,9 @@ def read_context(
     """
     specs = list(specs)
     named = [spec for spec in specs if spec != "-"]
-    urls = list(dict.fromkeys(filter(rlm_tools.is_url, named)))
     try:
         with rlm_tools.Documents(on_slow) as documents:
+            urls = list(dict.fromkeys(filter(rlm_tools.is_url, named)))
             if urls and within is not None:
                 hint = "download it into that folder"
                 raise rlm_tools.ToolError(f"{rlm_tools.redact_url(urls[0])} lies outside of {within}", hint=hint)
