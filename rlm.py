@@ -49,7 +49,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate, islice
+from itertools import accumulate, count, islice
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING or not __package__:
@@ -78,28 +78,11 @@ if TYPE_CHECKING or not __package__:
     from rlm_tools import Tool, to_json, tool
 else:  # vendored into a package
     from . import rlm_backends, rlm_sandbox, rlm_tools
-    from .rlm_config import (
-        LIMITS,
-        OPTIONS,
-        ConfigError,
-        RLMError,
-        counted,
-        rebuild_error,
-        require_encoding,
-        server_secrets,
-        sha256,
-        shorten,
-    )
-    from .rlm_config import Configuration as Configuration
-    from .rlm_config import Options as Options
-    from .rlm_config import load_config as load_config
-    from .rlm_config import parse_params as parse_params
-    from .rlm_config import project_file as project_file
-    from .rlm_config import trust as trust
-    from .rlm_config import user_config_dir as user_config_dir
+    from .rlm_config import *  # noqa: F403 - the names above
     from .rlm_tools import Tool, to_json, tool
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from concurrent.futures import Executor
 
 __version__ = "0.1.0"
@@ -265,11 +248,7 @@ class RLM:
         self._on_event = on_event
         self._on_progress = on_progress
         self._on_confirm = on_confirm
-        self._load_config()
-
-    def _load_config(self) -> None:
-        """Read the configuration; nothing is connected or started yet."""
-        self.configuration = load_config(self._given, config=self._config)
+        self.configuration = load_config(self._given, config=config)
         self.options = Options(**self.configuration.values)
         self._lock = threading.RLock()
         self._backend: object = None
@@ -277,15 +256,11 @@ class RLM:
         self._runs: dict[Run, Node] = {}  # those that go on, with their roots
         self._starting: dict[Any, tuple[Ledger, LedgerGroup | None]] = {}  # MCP servers of runs that have yet to begin
         self._conversation: tuple[Run, Node] | None = None
+        self._last_context = Context(None)  # of the conversation, should its REPL be lost
         self._talking = threading.Lock()  # held while the conversation answers
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"_given": self._given, "_config": self._config}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._given, self._config, self._on_event, self._on_progress = state["_given"], state["_config"], None, None
-        self._on_confirm = None
-        self._load_config()
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(type(self), config=self._config, **self._given), ()
 
     def __enter__(self) -> RLM:
         return self
@@ -295,14 +270,19 @@ class RLM:
 
     def close(self) -> None:
         """End the conversation of a persistent RLM, and its connections."""
+        self._end_conversation()
+        with self._lock:
+            backend, self._backend = self._backend, None
+        if backend is not None:
+            adapt(backend).close()
+
+    def _end_conversation(self) -> None:
         with self._lock:
             conversation, self._conversation = self._conversation, None
-            backend, self._backend = self._backend, None
+            self._last_context = Context(None)
         if conversation is not None:
             conversation[1].close()
             conversation[0].close()
-        if backend is not None:
-            adapt(backend).close()
 
     def stop(self, reason: str = "stopped") -> None:
         """End the running completions, from another thread: each raises RLMError(reason) with its partial result."""
@@ -356,15 +336,11 @@ class RLM:
         if not recording.is_replay:
             check_prices(options, backend)
         profile, origins = profile_for(backend, options.prompt), self.configuration.origins
-        if profile.output_limit and origins["output_limit"] == "default":
-            options = dataclasses.replace(options, output_limit=profile.output_limit)
-        if profile.show_below and origins["show_below"] == "default":
-            options = dataclasses.replace(options, show_below=profile.show_below)
+        own: dict[str, Any] = {"output_limit": profile.output_limit, "show_below": profile.show_below}
+        options = dataclasses.replace(options, **{k: v for k, v in own.items() if v and origins[k] == "default"})
         if options.environment == "docker":
-            try:
+            with our_errors():
                 rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
-            except rlm_sandbox.SandboxError as error:
-                raise sandbox_error(error) from error
         folder = None if recording.is_replay else options.log_dir
         path = go_on or (os.path.join(folder, f"{trajectory_id}.jsonl") if folder else None)
         unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
@@ -373,7 +349,7 @@ class RLM:
             open_servers = servers(ledger) if servers else None
         except rlm_tools.ToolError as error:
             ledger.check()
-            raise ConfigError(str(error), hint=error.hint) from error
+            raise our_error(error) from error
         journal = None
         try:
             journal = self._open_journal(path, trajectory_id, append=go_on is not None, follow_links=not unnamed)
@@ -400,8 +376,8 @@ class RLM:
             path,
             trajectory_id,
             secrets=keys,
-            on_event=_to_all(printer, self._on_event),
-            on_progress=_to_all(line, self._on_progress),
+            on_event=[printer, self._on_event],
+            on_progress=[line, self._on_progress],
             append=append,
             follow_links=follow_links,
         )
@@ -429,25 +405,21 @@ class RLM:
         if clash := [name for name in names if name in taken or names.count(name) > 1]:
             raise ConfigError(f"{clash[0]!r} is wanted for MCP, but the REPL has one", hint="rename one")
 
-    def _recorded_servers(self, recording: JournalIndex) -> Callable[[Ledger], Any] | None:
-        """A factory of a recorded run's MCP servers, which start at the first call that the journal lacks."""
-        recorded = recording.starts.get("n0", {}).get("mcp")
+    def _recorded_servers(self, recording: JournalIndex, _: Ledger) -> Any:
+        """A recorded run's MCP servers, which start at the first call that the journal lacks; None if it had none."""
+        recorded = recording.starts["n0"].get("mcp")
         if not recorded:
             return None
         if not isinstance(recorded, dict):
             raise ConfigError("the journal's MCP servers cannot be read", hint="rlm logs lists the runs")
-
-        def restored(_: Ledger) -> Any:
-            servers = sibling("rlm_mcp").ServerSet(self.options.mcp or {}, self.configuration.environ)
-            servers.restore(recorded)
-            self._check_server_names(servers.tools)
-            missing = sorted(set(servers.tools) - set(servers.specs))
-            if missing and not recording.is_replay:
-                message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
-                raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
-            return servers
-
-        return restored
+        servers = sibling("rlm_mcp").ServerSet(self.options.mcp or {}, self.configuration.environ)
+        servers.restore(recorded)
+        self._check_server_names(servers.tools)
+        missing = sorted(set(servers.tools) - set(servers.specs))
+        if missing and not recording.is_replay:
+            message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
+            raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
+        return servers
 
     # completing
 
@@ -472,7 +444,7 @@ class RLM:
         try:
             if self._conversation is not None:
                 return self._go_on(prompt, given, system)
-            return self._begin(prompt, given, system, None)
+            return self._begin(prompt, self._last_context if given.value is None else given, system, None)
         finally:
             self._talking.release()
 
@@ -503,13 +475,17 @@ class RLM:
             raise ConfigError("`system` is settled by a conversation's first prompt", hint="start another RLM for it")
         run.ledger, run.tool_calls, run.last_text = Ledger(self.options), [], ""
         node.set_context(context)
-        return self._supervise(run, node, lambda: node.complete(prompt))
+        try:
+            return self._supervise(run, node, lambda: node.complete(prompt))
+        finally:
+            self._settle(run, node)
 
     def _settle(self, run: Run, node: Node) -> None:
-        """After a completion: a persistent RLM keeps its REPL, any other closes what it opened."""
-        if self.options.persistent and run.group is None and not run.aborted and node.messages:
-            self._conversation = (run, node)
-        else:
+        """After a completion: a persistent RLM keeps its REPL unless that is gone, any other closes what it opened."""
+        goes_on = self.options.persistent and run.group is None and not run.aborted and bool(node.messages)
+        if self.options.persistent and run.group is None:
+            self._conversation, self._last_context = ((run, node) if goes_on else None), node.context
+        if not goes_on:
             run.close()
 
     def _supervise(self, run: Run, node: Node, work: Callable[[], Answer]) -> CompletionResult:
@@ -520,6 +496,7 @@ class RLM:
         try:
             answer = _on_own_thread(work, run, node)
         except RLMError as error:
+            run.aborted = run.aborted or isinstance(error, SandboxError)  # a conversation cannot go on in that REPL
             error.result = _last_result = run.result(None)
             error.trajectory_id = run.journal.trajectory_id if run.journal.path else None
             raise
@@ -547,7 +524,15 @@ class RLM:
         run = self._new_run(new_id(), JournalIndex())
         tokens: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None ends them
         node = Node(run, Context(None))
-        asking = spawn(lambda: _stream_into(tokens.put, run, node, prompt, system))
+        solve = partial(_stream_into, tokens.put, node, system)
+
+        def work() -> None:
+            try:
+                self._supervise(run, node, lambda: node.complete(prompt, solve))
+            finally:
+                tokens.put(None)
+
+        asking = spawn(work)
         try:
             while (token := tokens.get()) is not None:
                 yield token
@@ -577,19 +562,18 @@ class RLM:
         """
         items = [{"prompt": item} if isinstance(item, str) else dict(item) for item in prompts]
         confirmed = self._confirm_batch(1 if one_ledger else len(items), len(items))
-        if executor is not None:
-            if one_ledger:
-                raise ConfigError("one ledger for the batch needs one process", hint="leave executor out")
-            yield from _batch_elsewhere(self, items, executor, on_result, confirmed)
-            return
+        if executor is not None and one_ledger:
+            raise ConfigError("one ledger for the batch needs one process", hint="leave executor out")
         group = LedgerGroup(Ledger(self.options) if one_ledger else None, confirmed)
+        elsewhere = [] if executor is None else [executor.submit(_complete_item, self, item, group) for item in items]
         ended: list[BaseException] = []  # why no further item is begun
 
-        def work(item: Mapping[str, object], number: int) -> CompletionResult | RLMError:
+        def work(number: int) -> CompletionResult | RLMError:
             if ended:
                 raise ended[0]
             try:
-                result = _complete_item(self, item, group)
+                given = elsewhere[number] if elsewhere else None
+                result = _complete_item(self, items[number], group) if given is None else _result_of(given)
                 if on_result is not None:
                     on_result(number, result)
                 return result
@@ -597,7 +581,7 @@ class RLM:
                 ended.append(error)
                 raise
 
-        futures = [Future(partial(work, item, number)) for number, item in enumerate(items)]
+        futures = [Future(partial(work, number)) for number in range(len(items))]
         spawn(lambda: run_futures(futures, max(1, max_workers)))
         try:
             for future in futures:
@@ -607,6 +591,8 @@ class RLM:
                 yield future.get()
         except BaseException as reason:
             ended.append(reason)
+            for item in elsewhere:
+                item.cancel()
             self._abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason, group)
             raise
 
@@ -616,9 +602,7 @@ class RLM:
         if options.confirm_above is None or not count:
             return False
         backend = adapt(self.backend)
-        each = at_most(options.token_budget, backend, options)
-        if each is not None and options.cost_budget_usd is not None:
-            each = min(each, options.cost_budget_usd)
+        each = at_most(options.token_budget, options.cost_budget_usd, backend, options)
         cost = None if each is None else each * ledgers
         forecast = Forecast(count, f"runs of {backend.model}", cost)
         require_confirmation(forecast, options.confirm_above, self._on_confirm)
@@ -626,7 +610,8 @@ class RLM:
 
     def variables(self) -> dict[str, tuple[str, int | None, str]]:
         """The variables of a persistent RLM's REPL: {name: (type, size, short repr)}."""
-        return self._conversation[1].sandbox.names() if self._conversation else {}
+        with our_errors():
+            return self._conversation[1].sandbox.names() if self._conversation else {}
 
     # going on from a journal
 
@@ -646,7 +631,8 @@ class RLM:
         context = rlm._recorded_context(root, path)
         rlm._require_recorded(root)
         schema = rlm._schema()
-        run = rlm._new_run(root["trajectory_id"], recording, go_on=path, servers=rlm._recorded_servers(recording))
+        servers = partial(rlm._recorded_servers, recording)
+        run = rlm._new_run(root["trajectory_id"], recording, go_on=path, servers=servers)
         before = run.active_before = round(sibling("rlm_viz").active_ms(events))
         run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits, active_ms=before)
         node = Node(run, context, instructions=root.get("instructions") or "", schema=schema)
@@ -655,7 +641,9 @@ class RLM:
         finally:
             rlm._settle(run, node)
         if rlm._conversation is not None:
-            self._conversation, rlm._conversation = rlm._conversation, None
+            with self._talking:
+                self._end_conversation()
+                self._conversation, rlm._conversation = rlm._conversation, None
         return result
 
     def replay(self, trajectory_id: str) -> Replayed:
@@ -665,7 +653,7 @@ class RLM:
         rlm = self._as_recorded(recording, {"backend": ReplayBackend(recording)}, path)
         root = recording.starts["n0"]
         context = rlm._recorded_context(root, path)
-        run = rlm._new_run(root["trajectory_id"], recording, servers=rlm._recorded_servers(recording))
+        run = rlm._new_run(root["trajectory_id"], recording, servers=partial(rlm._recorded_servers, recording))
         run.journal.path = path
         node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
         try:
@@ -914,12 +902,12 @@ def connect(configuration: Configuration, options: Options, progress: Callable[[
             for provider, url, models in rlm_backends.local_servers():
                 if models:
                     return named(models[0], provider, base_url=url)
-        raise provider_error(error) from error
+        raise our_error(error) from error
 
 
 def gather_tools(options: Options) -> list[Tool]:
     """Built-in tools, those given, plug-ins and Snipara's; ConfigError that names the one that cannot be used."""
-    try:
+    with our_errors():
         logs = [options.log_dir] if options.log_dir else []  # a search would find its own question in there
         tools = rlm_tools.file_tools(options.allowed_paths, exclude=logs)
         for source in options.tools or []:
@@ -932,8 +920,6 @@ def gather_tools(options: Options) -> list[Tool]:
             options.memory_enabled,
             post=rlm_backends.post,
         )
-    except rlm_tools.ToolError as error:
-        raise ConfigError(str(error), hint=error.hint) from error
     seen: dict[str, Tool] = {}
     for tool in tools:
         if tool.name in seen or tool.name in _REPL_NAMES:
@@ -982,12 +968,15 @@ def price_of(backend: Backend, options: Options, model: str | None = None) -> Pr
     return price
 
 
-def at_most(tokens: int, backend: Backend, options: Options) -> float | None:
-    """Dollars for so many tokens, in or out, of the dearer of a run's two models; None where a price is not known."""
+def at_most(tokens: int, dollars: float | None, backend: Backend, options: Options) -> float | None:
+    """The most that so many tokens cost, in or out, of the dearer of a run's two models; None: a price is not known.
+
+    `dollars`: the budget, which the cost never passes.
+    """
     prices = [price_of(backend, options, model) for model in {None, options.sub_model}]
     costs = [price(*amounts) for price in prices for amounts in ((tokens, 0), (0, tokens))]
     known = [cost for cost in costs if cost is not None]
-    return max(known) if len(known) == len(costs) else None
+    return min(max(known), math.inf if dollars is None else dollars) if len(known) == len(costs) else None
 
 
 def require_confirmation(forecast: Forecast, above: float, on_confirm: Callable[[Forecast], bool] | None) -> None:
@@ -1038,65 +1027,27 @@ def ignore_sigint() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _stream_into(put: Callable[[str | None], None], run: Run, node: Node, prompt: str, system: str | None) -> None:
-    """The body of `stream`: one call without tools, journalled like any other. `put` gets its tokens, then None."""
-    global _last_result
+def _stream_into(put: Callable[[str], None], node: Node, system: str | None, prompt: str) -> Answer:
+    """The answer of one call without tools, journalled like any other; `put` gets it piece by piece."""
+    run, heard = node.run, False
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     node.messages, node.turn, node.protocol = messages, 1, "stream"
     event_fields: Event = {"node": "n0", "kind": "turn", "turn": 1, "prompt": [dict(m) for m in messages]}
     event_fields.update(depth=0, parent=None)
-    answer: Answer | None = None
-    failure: BaseException | None = None
-    heard = False
 
     def hear(delta: str) -> None:
         nonlocal heard
         heard = True
         put(delta)
 
-    try:
-        node._journal_start(prompt, True, None)
-        most = _turn_output(run.backend, run.profile)
-        answer = Answer(run.call(node, run.backend, messages, event_fields, most=most, on_text=hear).text)
-        if answer.text and not heard:  # a backend object need not know of on_text
-            put(answer.text)
-        _last_result = run.result(answer)
-    except rlm_backends.BackendError as error:
-        failure = provider_error(error)
-    except BaseException as error:  # raised where the stream is read
-        failure = error
-    try:
-        node.end(answer, None if answer else failure)
-        if isinstance(failure, RLMError):
-            failure.result, failure.trajectory_id = run.result(None), run.journal.trajectory_id
-    finally:
-        put(None)
-    if failure is not None:
-        raise failure
-
-
-def _batch_elsewhere(
-    rlm: RLM,
-    items: Sequence[Mapping[str, object]],
-    executor: Executor,
-    on_result: Callable[[int, CompletionResult | RLMError], None] | None,
-    confirmed: bool,
-) -> Iterator[CompletionResult | RLMError]:
-    """The results of a batch that somebody's executor runs, perhaps on other machines."""
-    futures = [executor.submit(_complete_item, rlm, item, LedgerGroup(None, confirmed)) for item in items]
-    try:
-        for number, future in enumerate(futures):
-            try:
-                result = future.result()
-            except Exception as error:  # a worker that died, or what could not be pickled: the executor's own words
-                result = RLMError(f"the executor lost this item: {type(error).__name__}: {error}")
-            if on_result is not None:
-                on_result(number, result)
-            yield result
-    finally:
-        for future in futures:
-            future.cancel()
+    node._journal_start(prompt, True, None)
+    most = _turn_output(run.backend, run.profile)
+    with our_errors():
+        text = run.call(node, run.backend, messages, event_fields, most=most, on_text=hear).text
+    if text and not heard:  # a backend object need not know of on_text
+        put(text)
+    return Answer(text)
 
 
 def _complete_item(rlm: RLM, item: Mapping[str, object], group: LedgerGroup) -> CompletionResult | RLMError:
@@ -1112,6 +1063,14 @@ def _complete_item(rlm: RLM, item: Mapping[str, object], group: LedgerGroup) -> 
         return rlm._complete(prompt, context, group=group)
     except RLMError as error:
         return error
+
+
+def _result_of(item: concurrent.futures.Future[CompletionResult | RLMError]) -> CompletionResult | RLMError:
+    """What somebody's executor made of an item, perhaps on another machine."""
+    try:
+        return item.result()
+    except Exception as error:  # a worker that died, or what could not be pickled: the executor's own words
+        return RLMError(f"the executor lost this item: {type(error).__name__}: {error}")
 
 
 def _clean_prompt(prompt: object) -> str:
@@ -1136,16 +1095,6 @@ def _printer(verbose: bool) -> Callable[[Event], None] | None:
             print(line, file=sys.stderr)
 
     return show
-
-
-def _to_all(*given: Callable[[Event], None] | None) -> Callable[[Event], None] | None:
-    listeners = [listener for listener in given if listener is not None]
-
-    def notify(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
-
-    return notify if listeners else None
 
 
 # --- a run: what all nodes of one tree share ---------------------------------------------------------------------
@@ -1273,8 +1222,8 @@ class Run:
         self._sandboxes: set[rlm_sandbox.Sandbox] = set()
         self._in_flight: dict[int, Event] = {}
         numbers = [re.sub(r"\D", "", str(event.get("call_id"))) for event in recording.calls]
-        self._last_call = max((int(number) for number in numbers if number), default=0)
-        self._last_node = len(recording.starts) - 1
+        self._call_numbers = count(1 + max((int(number) for number in numbers if number), default=0))
+        self._node_numbers = count(max(1, len(recording.starts)))
         self.subcall_characters = self._subcall_characters()
         self._enter_recorded()
 
@@ -1283,10 +1232,8 @@ class Run:
         recorded = self.recording.starts.get("n0", {}).get("subcall_characters")
         if isinstance(recorded, int) and 0 < recorded <= _SUBCALL_CHARACTERS:
             return recorded
-        try:
+        with our_errors():
             backend = self.backend if self.recording.is_replay else self.backend_for(self.options.sub_model)
-        except rlm_backends.BackendError as error:
-            raise provider_error(error) from error
         if backend is not self.backend:
             backend.inspect()
         return subcall_characters(backend, self.profile)
@@ -1303,24 +1250,11 @@ class Run:
 
     def node_id(self, key: str | None) -> str:
         """The id of the root, or of the child with that key: the recorded one where there is one."""
-        if key is None:
-            self._last_node = max(self._last_node, 0)
-            return "n0"
-        with self._lock:
-            if key in self.recording.children:
-                return self.recording.children[key]
-            self._last_node += 1
-            return f"n{self._last_node}"
-
-    def call_id(self) -> str:
-        with self._lock:
-            self._last_call += 1
-            return f"c{self._last_call}"
+        return "n0" if key is None else self.recording.children.get(key) or f"n{next(self._node_numbers)}"
 
     def add_tool_call(self, name: str, arguments: object, node: Node, *, is_error: bool) -> None:
         """Note a tool call for the result."""
-        with self._lock:
-            self.tool_calls.append({"name": name, "arguments": arguments, "node": node.id, "is_error": is_error})
+        self.tool_calls.append({"name": name, "arguments": arguments, "node": node.id, "is_error": is_error})
 
     def diverged(self, node: Node, text: str) -> None:
         """Record that a cell's second run differs from the journal; the run goes on."""
@@ -1358,17 +1292,14 @@ class Run:
 
     def sandbox(self, context: Context) -> rlm_sandbox.Sandbox:
         """A new REPL with `context` in it."""
-        options = self.options
-        try:
-            sandbox = make_sandbox(options)
+        with our_errors():
+            sandbox = make_sandbox(self.options)
             with self._lock:
                 self._sandboxes.add(sandbox)
             if self.aborted:  # while it started: nobody else knows of it
                 self.close_sandbox(sandbox)
                 self.ledger.check()
             self.hand_over(context, sandbox)
-        except rlm_sandbox.SandboxError as error:
-            raise sandbox_error(error) from error
         return sandbox
 
     def hand_over(self, context: Context, sandbox: rlm_sandbox.Sandbox) -> None:
@@ -1482,14 +1413,14 @@ class Run:
             reply = normal_reply(repeating.text, size, backend.model)
             cost = self.price(backend)(reply.usage["input"], len(repeating.received) // _CHARACTERS_PER_TOKEN)
             return reply._replace(stop_reason="repetition", cost_usd=cost)
-        except rlm_backends.BackendError as error:
-            self._abandon(in_flight, str(error))
-            self.ledger.check()
-            raise
         except Exception as error:
-            if isinstance(error, RLMError) or not isinstance(backend, CallersBackend):
+            is_usual = isinstance(error, rlm_backends.BackendError)
+            if isinstance(error, RLMError) or not (is_usual or isinstance(backend, CallersBackend)):
                 raise
             self._abandon(in_flight, str(error))
+            self.ledger.check()
+            if is_usual:
+                raise
             raise ProviderError(f"the backend raised {type(error).__name__}: {error}") from error
 
     def _request(self, in_flight: Event) -> dict[str, Any]:
@@ -1534,7 +1465,7 @@ class Run:
     ) -> None:
         if self._keeper is not None:
             self._keeper.get()  # a paid call can be resumed only with its context
-        call_id = self.call_id()
+        call_id = f"c{next(self._call_numbers)}"
         fields = dict(event_fields)
         depth, parent = fields.pop("depth"), fields.pop("parent")
         if reply.raw is not None:
@@ -1658,13 +1589,15 @@ class Run:
 def normal_reply(raw: object, size: int, model: str) -> rlm_backends.Reply:
     """A reply with every field in its type, whatever a backend object of the caller's returned."""
     text = getattr(raw, "text", raw if isinstance(raw, str) else "") or ""
-    calls = []
+    calls: list[ToolCall] = []
     given = islice(getattr(raw, "tool_calls", None) or [], rlm_backends.MOST_CALLS)
     for number, call in enumerate(given, 1):
         arguments = call.get("arguments", {})
         if isinstance(arguments, str) and (read := read_arguments(arguments)) is not None:
             arguments = read
-        call_id = str(call.get("id") or f"call_{number}")
+        call_id = str(call.get("id") or "")
+        if not call_id or any(call_id == other["id"] for other in calls):  # results are kept by their ids
+            call_id = f"call_{number}"
         calls.append({"id": call_id, "name": str(call.get("name") or ""), "arguments": arguments})
     usage = dict(getattr(raw, "usage", None) or {})
     if not isinstance(usage.get("input"), int) or not isinstance(usage.get("output"), int):
@@ -1922,13 +1855,13 @@ class Node:
             if (answer := self.act(reply)) is not None:
                 return answer
 
-    def complete(self, prompt: str) -> Answer:
-        """Solve the prompt, then close the node and journal its end, also after a failure."""
+    def complete(self, prompt: str, solve: Callable[[str], Answer] | None = None) -> Answer:
+        """Solve the prompt, in another way if one is given, then close the node and journal its end, also a failure."""
         run = self.run
         answer: Answer | None = None
         failure: BaseException | None = None
         try:
-            answer = self.solve(prompt)
+            answer = (solve or self.solve)(prompt)
             return answer
         except BaseException as error:
             failure = error
@@ -1987,10 +1920,6 @@ class Node:
             small = (self.run.backend.parameters or 1e9) <= _SMALL_PARAMETERS
             return "tools" if self.run.backend.supports_tools and not small else "text"
         return self.run.protocol
-
-    @property
-    def known_names(self) -> Collection[str]:
-        return self.run.known_names
 
     def open(self, prompt: str) -> None:
         """Put the prompt before the model; for the first one also the instructions, and start a REPL meanwhile."""
@@ -2051,10 +1980,8 @@ class Node:
         """Use another context for the prompts that follow; None keeps the current one."""
         if context.value is None:
             return
-        try:
+        with our_errors():
             self.run.hand_over(context, self.sandbox)
-        except rlm_sandbox.SandboxError as error:
-            raise sandbox_error(error) from error
         self.context = context
 
     def _answer_open_calls(self) -> None:
@@ -2140,15 +2067,13 @@ class Node:
         )
 
     def _new_reply(self) -> rlm_backends.Reply:
-        try:
+        with our_errors():
             if self.protocol != "plain":
                 if self.forcing is None:
                     self._say_what_is_left()
                 if not self._replay_compaction():  # the run may have been stopped after it
                     self._compact()
             return self._mended_reply()
-        except rlm_backends.BackendError as error:
-            raise provider_error(error) from error
 
     def _mended_reply(self) -> rlm_backends.Reply:
         """A live reply; each fault that another form of request can mend is retried once."""
@@ -2318,13 +2243,13 @@ class Node:
 
     def _meant(self, call: ToolCall) -> str:
         """The name that a tool call means; an unknown one in a form that every provider takes in a history."""
-        return re.sub(r"[^\w-]", "_", tool_name(call["name"], self.known_names), flags=re.ASCII)[:64] or "_"
+        return re.sub(r"[^\w-]", "_", tool_name(call["name"], self.run.known_names), flags=re.ASCII)[:64] or "_"
 
     def _action(self, reply: rlm_backends.Reply) -> WrittenAction | None:
         """What a reply without tool calls asks to be done in its text, where that is not part of its answer."""
         text = visible(reply.text)
         if self._read is None or self._read[0] != text:
-            self._read = text, written_action(text, self.known_names)
+            self._read = text, written_action(text, self.run.known_names)
         action = self._read[1]
         if action is None or self.protocol == "plain" or reply.stop_reason in ("refusal", "content_filter", "pause"):
             return None
@@ -2332,7 +2257,7 @@ class Node:
         if unfinished and (action.code is None or not parses(action.code)):
             return None
         if action.calls:
-            unknown = [call for call in action.calls if call["name"] not in self.known_names]
+            unknown = [call for call in action.calls if call["name"] not in self.run.known_names]
             answers = self.schema is not None and not rlm_tools.validate(self.schema, _json_in(text))[1]
             return None if answers or (unknown and self.unknown_calls >= 2) else action
         # In the tools protocol a fence may be part of the answer, but not before any code has given the evidence.
@@ -2361,7 +2286,7 @@ class Node:
         """Run what a reply asks for in its text; after the second such reply the text protocol goes on."""
         calls = action.calls or [{"name": "execute_code", "arguments": {"code": action.code}}]
         self.written_calls += 1
-        self.unknown_calls += any(call["name"] not in self.known_names for call in calls)
+        self.unknown_calls += any(call["name"] not in self.run.known_names for call in calls)
         outcomes: list[Outcome] = []
         for number, call in enumerate(calls, 1):
             call_id = f"text_{self.turn}_{number}"
@@ -2433,7 +2358,7 @@ class Node:
             return self._run_final(call)
         if not text.strip("`~ \t\r\n"):
             return self._corrected(_EMPTY)
-        if not self.looked and not self.sent_back and not self._is_of_old():
+        if not self.looked and not self.sent_back:
             return self._send_back()
         if not (answer := self._answer_in(text)):
             return self._corrected(_EMPTY)
@@ -2443,11 +2368,6 @@ class Node:
                 doubt + _COMPUTE_IT.format("a ```python block" if self.protocol == "text" else "code")
             )
         return self._accept(Answer(answer))
-
-    def _is_of_old(self) -> bool:
-        """Whether the reply is from a journal that was written before answers were sent back."""
-        start = self.run.recording.starts.get(self.id)
-        return start is not None and "profile" not in start and (self.id, self.turn) in self.run.recording.turns
 
     def _turn_down(self, words: str) -> Answer | None:
         """Ask for something else than the newest reply, which a small model would repeat if it saw it; no answer."""
@@ -2608,7 +2528,9 @@ class Node:
         def work() -> Outcome:
             started = time.monotonic()
             text, error = (problem, RLMError(problem)) if problem else self._call_tool(name, arguments)
-            return Outcome(text, self._journal_tool(call, text, error, started), error)
+            self.run.add_tool_call(name, arguments, self, is_error=error is not None)
+            cause = error and (error.__cause__ or error)
+            return Outcome(text, self._journal_tool(call["id"], name, text, cause, started), error)
 
         recorded = self.run.recording.tools.get((self.id, self.turn, call["id"]))
         return self.run.recording.once(f"result of {name} in turn {self.turn}", recorded, serve, work)
@@ -2627,14 +2549,15 @@ class Node:
             return f"error: {type(error).__name__}: {error}", failure
         return _cut(text, self.run.options.output_limit), None
 
-    def _journal_tool(self, call: ToolCall, text: str, error: RLMError | None, started: float) -> Event:
-        self.run.add_tool_call(call["name"], call["arguments"], self, is_error=error is not None)
-        result = {"id": call["id"], "name": call["name"], "content": text, "is_error": error is not None}
+    def _journal_tool(
+        self, call_id: str, name: str, text: str, error: BaseException | None, started: float, /, **fields: object
+    ) -> Event:
         return self._write_tool(
+            **fields,
             turn=self.turn,
-            tool_calls=[call["id"]],
-            tool_results=[result],
-            error=error_fields(error.__cause__ or error) if error else None,
+            tool_calls=[call_id],
+            tool_results=[{"id": call_id, "name": name, "content": text, "is_error": error is not None}],
+            error=error_fields(error) if error else None,
             duration_ms=_ms_since(started),
         )
 
@@ -2671,7 +2594,7 @@ class Node:
         self.newest = line
         self.run.add_tool_call("execute_code", {"code": code}, self, is_error=event["error"] is not None)
         answer = event["final"] if event["error"] is None else None
-        self.touched = self.touched or any(_names(code, name) for name in self.run.variables(self.context))
+        self.touched = self.touched or not names_in(code).isdisjoint(self.run.variables(self.context))
         if event["error"] is None:
             self.worked = True
             self.looked = self.looked or self.touched
@@ -2714,7 +2637,7 @@ class Node:
             raise self.run.ledger.stopped or stop from None
         except rlm_sandbox.SandboxError as error:
             self.run.ledger.check()
-            raise sandbox_error(error) from error
+            raise our_error(error) from error
         self.run.ledger.check()
         event: Event = {
             "cell": number,
@@ -2938,6 +2861,7 @@ class Node:
 
     def _plan_rlm_query_batched(self, prompts: list[str], contexts: list[Any] | None = None) -> Callable[[], list[Any]]:
         """The answers of many children, in order, run in parallel; errors as of `llm_query_batched`."""
+        prompts = _prompt_list("rlm_query_batched", prompts)
         if contexts is None:
             contexts = [None] * len(prompts)
         if len(contexts) != len(prompts):
@@ -2969,8 +2893,7 @@ class Node:
         new = [t for t in tasks if t.args[0] not in recording.results_by_key and t.args[0] not in recording.children]
         left = run.ledger.left()
         if new and new[0].func == self._child:  # children go on until they answer: all that is left is their limit
-            cost = at_most(left["tokens"], run.backend, run.options)
-            cost = cost if cost is None or left["cost_usd"] is None else min(cost, left["cost_usd"])
+            cost = at_most(left["tokens"], left["cost_usd"], run.backend, run.options)
             return Forecast(len(new), f"children of {run.backend.model}", cost)
         try:
             backend = run.backend_for(new[0].args[2] if new else None)
@@ -3035,13 +2958,11 @@ class Node:
         def work() -> str:
             fields = {"node": self.id, "kind": "sub", "cell": cell, "key": key, "prompt": [dict(m) for m in messages]}
             fields.update(depth=self.depth + 1, parent=self.call_id)
-            try:
+            with our_errors():
                 backend = self.run.backend_for(model)
                 _require_room(backend, messages)
                 most = self.run.profile.subcall_output
                 reply = self.run.call(self, backend, messages, fields, most=most, response_schema=form.schema)
-            except rlm_backends.BackendError as error:
-                raise provider_error(error) from error
             return _leaf_text(visible(reply.text), reply.stop_reason, reply.usage)
 
         return self.run.recording.once(f"sub-call {key}", self.run.recording.results_by_key.get(key), serve, work)
@@ -3092,7 +3013,11 @@ class Node:
                 self.run.ledger.check()
                 error = raised
             if recorded is None:
-                self._journal_tool_from_code(name, arguments, key, cell, result, error, started)
+                fields = {"key": key, "from_cell": cell, "name": name, **packed("arguments", arguments)}
+                if error is None:
+                    fields.update(packed("result", result))
+                shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
+                self._journal_tool(key, name, shown, error, started, **fields)
             self.run.add_tool_call(name, arguments, self, is_error=error is not None)
             if error is not None:
                 raise error
@@ -3100,24 +3025,6 @@ class Node:
 
         kept = recorded if recorded and (recorded.get("error") or "result" in recorded) else None  # or it was too large
         return self.run.recording.once(f"result of {name}", kept, serve, work)
-
-    def _journal_tool_from_code(
-        self,
-        name: str,
-        arguments: dict[str, object],
-        key: str,
-        cell: int,
-        result: object,
-        error: Exception | None,
-        started: float,
-    ) -> None:
-        fields: Event = {"key": key, "from_cell": cell, "name": name, **packed("arguments", arguments)}
-        if error is None:
-            fields.update(packed("result", result))
-        shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
-        results = [{"id": key, "name": name, "content": shown, "is_error": error is not None}]
-        fields.update(tool_calls=[key], tool_results=results, error=error_fields(error) if error else None)
-        self._write_tool(turn=self.turn, **fields, duration_ms=_ms_since(started))
 
     # compaction
 
@@ -3236,16 +3143,23 @@ class HostFunction:
             raise
 
 
-def sandbox_error(error: rlm_sandbox.SandboxError) -> SandboxError:
-    """The `rlm` error for a sandbox's error."""
-    return SandboxError(str(error), hint=getattr(error, "hint", ""))
+def our_error(error: Exception) -> RLMError:
+    """The error that users catch, for one of a module below."""
+    hint = getattr(error, "hint", "")
+    if isinstance(error, rlm_sandbox.SandboxError):
+        return SandboxError(str(error), hint=hint)
+    if isinstance(error, rlm_backends.BackendError) and error.code != "config":
+        return ProviderError(str(error), provider=error.provider or "", status=error.status, hint=hint)
+    return ConfigError(str(error), hint=hint)
 
 
-def provider_error(error: rlm_backends.BackendError) -> RLMError:
-    """The `rlm` error for a backend's error."""
-    if error.code == "config":
-        return ConfigError(str(error), hint=error.hint)
-    return ProviderError(str(error), provider=error.provider or "", status=error.status, hint=error.hint)
+@contextlib.contextmanager
+def our_errors() -> Iterator[None]:
+    """Raise what the modules below raise as errors that users catch."""
+    try:
+        yield
+    except (rlm_backends.BackendError, rlm_sandbox.SandboxError, rlm_tools.ToolError) as error:
+        raise our_error(error) from error
 
 
 def _journal_form(message: Message) -> Message:
@@ -3470,7 +3384,6 @@ class Reservation(NamedTuple):
     tokens: int
     cost: float
     output: int
-    pooled: Reservation | None = None  # the same in the ledger of the whole batch
 
 
 class Forecast(NamedTuple):
@@ -3514,17 +3427,17 @@ class Ledger:
 
     A call reserves before it is sent and settles with its real usage. What nobody can mend is kept in `stopped`,
     raised in every thread that asks, and sets `cancel`, which ends the calls in flight. With a `parent_ledger`, that of
-    a whole batch, everything has to fit there as well.
+    a whole batch, the limits are those of the batch: this ledger only adds up its own part.
     """
 
     def __init__(self, options: Options, parent_ledger: Ledger | None = None) -> None:
         self.options = options
-        self.parent_ledger = parent_ledger
         self.started = time.monotonic()
         self.deadline = self.started + options.timeout_seconds if options.timeout_seconds else None
-        if parent_ledger is not None and parent_ledger.deadline is not None:
-            self.deadline = min(parent_ledger.deadline, self.deadline or parent_ledger.deadline)
         self.changed = threading.Condition(threading.RLock())
+        if parent_ledger is not None:
+            self.deadline, self.changed = parent_ledger.deadline, parent_ledger.changed
+        self.shared = parent_ledger or self  # what the limits are compared with
         self.cancel = threading.Event()
         self.stopped: BaseException | None = None
         self.usage = dict.fromkeys(_USAGE, 0)
@@ -3553,24 +3466,25 @@ class Ledger:
             return self.stopped
 
     def check(self) -> None:
-        """Raise what stopped the tree, or the time limit if it has passed."""
+        """Raise what stopped the tree or the batch, or the time limit if it has passed."""
+        shared = self.shared
         if self.stopped is not None:
             raise self.stopped
-        if self.parent_ledger is not None:
-            with self._stopped_by_pool():
-                self.parent_ledger.check()
+        if shared.stopped is not None:
+            raise self._stopped_with(shared.stopped)
         if self.deadline is not None and time.monotonic() >= self.deadline:
-            elapsed = time.monotonic() - self.started
-            raise self.fail(TimeoutExceeded(elapsed, self.options.timeout_seconds or 0))
+            elapsed = time.monotonic() - shared.started
+            raise self._limit_reached(TimeoutExceeded(elapsed, self.options.timeout_seconds or 0))
 
-    @contextlib.contextmanager
-    def _stopped_by_pool(self) -> Iterator[None]:
-        """What stops the batch stops this tree."""
-        try:
-            yield
-        except RLMError as error:
-            mine = rebuild_error(type(error), error.args, dict(error.__dict__))  # each item has a result of its own
-            raise self.fail(mine) from None
+    def _limit_reached(self, error: RLMError) -> BaseException:
+        """Stop everything that shares the limit."""
+        return self._stopped_with(self.shared.fail(error))
+
+    def _stopped_with(self, reason: BaseException) -> BaseException:
+        """Stop this tree for the reason that stopped the batch; each item has an error, for a result, of its own."""
+        if self.shared is not self and isinstance(reason, RLMError):
+            reason = rebuild_error(type(reason), reason.args, dict(reason.__dict__))
+        return self.fail(reason)
 
     def remaining(self) -> float | None:
         """Seconds until the time limit, None without one."""
@@ -3579,13 +3493,10 @@ class Ledger:
     def count_subcalls(self, number: int) -> None:
         """Count prompts given to llm_query or rlm_query, all of them before the first is sent."""
         with self.changed:
-            wanted = self.subcalls + number
+            wanted = self.shared.subcalls + number
             if wanted > self.options.max_subcalls:
-                raise self.fail(MaxSubcallsExceeded(wanted, self.options.max_subcalls))
-            self.subcalls = wanted
-        if self.parent_ledger is not None and number:
-            with self._stopped_by_pool():
-                self.parent_ledger.count_subcalls(number)
+                raise self._limit_reached(MaxSubcallsExceeded(wanted, self.options.max_subcalls))
+            self.shared.subcalls = wanted
 
     def forecast(self, calls: Iterable[tuple[int, int]], price: Price) -> float | None:
         """Dollars for calls of so many tokens in and at most so many out, never more than is left of the budget.
@@ -3603,55 +3514,44 @@ class Ledger:
 
         Each says by the function that is handed out that its turn has come: from then on it waits for itself.
         """
-        waiting = [number]
+        waiting, shared = [number], self.shared
 
         def begun() -> None:
             with self.changed:
                 if waiting[0]:
                     waiting[0] -= 1
-                    self._queued -= 1
+                    shared._queued -= 1
 
         with self.changed:
-            self._queued += number
+            shared._queued += number
         try:
             yield begun
         finally:
             with self.changed:
-                self._queued -= waiting[0]
+                shared._queued -= waiting[0]
 
     def reserve(self, size: int, most: int, price: Price, *, wait: bool = True) -> Reservation:
         """Room for a call of `size` tokens of input and up to `most` of output; waits for calls in flight if it must.
 
         Raises TokenBudgetExhausted or CostBudgetExhausted when it still does not fit once nothing is in flight.
         """
+        shared = self.shared
         with self.changed:
-            self._waiting += 1
+            shared._waiting += 1
             try:
                 while True:
                     self.check()
-                    output = self._room(size, most, price)
+                    output = shared._room(size, most, price)
                     if output >= min(_LEAST_OUTPUT, most):
                         break
-                    if not (self._held and wait):
-                        raise self.fail(self._exhausted(size))
+                    if not (shared._held and wait):
+                        raise self._limit_reached(shared._exhausted(size))
                     self.changed.wait(self.remaining())
             finally:
-                self._waiting -= 1
+                shared._waiting -= 1
             reservation = Reservation(size + output, price(size, output) or 0.0, output)
-            self._held.append(reservation)
-        if self.parent_ledger is None:
+            shared._held.append(reservation)
             return reservation
-        try:
-            with self._stopped_by_pool():
-                pooled = self.parent_ledger.reserve(size, output, price)
-        except BaseException:
-            self.release(reservation)
-            raise
-        with self.changed:
-            self._held[self._held.index(reservation)] = reservation = reservation._replace(
-                output=pooled.output, pooled=pooled
-            )
-        return reservation
 
     def _room(self, size: int, most: int, price: Price) -> int:
         """The tokens of output that a call of `size` could be granted now."""
@@ -3676,36 +3576,31 @@ class Ledger:
     def release(self, reservation: Reservation) -> None:
         """Give a reservation back after a call without a reply."""
         with self.changed:
-            self._held.remove(reservation)
+            self.shared._held.remove(reservation)
             self.changed.notify_all()
-        if self.parent_ledger is not None and reservation.pooled is not None:
-            self.parent_ledger.release(reservation.pooled)
 
     def settle(self, reservation: Reservation, usage: Mapping[str, int], cost: float | None, saved: float) -> None:
         """Replace a reservation by what the call really used, before anybody can reserve what it gives back."""
         with self.changed:
-            if self.parent_ledger is not None and reservation.pooled is not None:
-                self.parent_ledger.settle(reservation.pooled, usage, cost, 0.0)
-            self._held.remove(reservation)
-            self._enter(usage, cost, saved)
+            self.shared._held.remove(reservation)
+            self.spend(usage, cost, saved)
 
-    def spend(self, usage: Mapping[str, int], cost: float | None) -> None:
-        """Enter a call that the journal holds, so that it is paid for."""
-        if self.parent_ledger is not None:
-            self.parent_ledger.spend(usage, cost)
-        self._enter(usage, cost, 0.0)
+    def spend(self, usage: Mapping[str, int], cost: float | None, saved: float = 0.0) -> None:
+        """Enter a call that has been paid for."""
+        with self.changed:
+            for ledger in {self, self.shared}:
+                ledger._enter(usage, cost, saved)
+            self.changed.notify_all()
 
     def _enter(self, usage: Mapping[str, int], cost: float | None, saved: float) -> None:
-        with self.changed:
-            for name in _USAGE:
-                self.usage[name] += int(usage.get(name) or 0)
-            self.calls += 1
-            self.saved += saved
-            if cost is None:
-                self.unpriced += 1
-            else:
-                self.cost += cost
-            self.changed.notify_all()
+        for name in _USAGE:
+            self.usage[name] += int(usage.get(name) or 0)
+        self.calls += 1
+        self.saved += saved
+        if cost is None:
+            self.unpriced += 1
+        else:
+            self.cost += cost
 
     @property
     def cost_usd(self) -> float | None:
@@ -3714,16 +3609,14 @@ class Ledger:
 
     def left(self) -> dict[str, Any]:
         """What remains of each limit; None for one that is not set."""
-        options, seconds = self.options, self.remaining()
-        cost = None if options.cost_budget_usd is None else max(0.0, round(options.cost_budget_usd - self.cost, 9))
-        left: dict[str, Any] = {
-            "tokens": max(0, options.token_budget - self.tokens),
+        options, used, seconds = self.options, self.shared, self.remaining()
+        cost = None if options.cost_budget_usd is None else max(0.0, round(options.cost_budget_usd - used.cost, 9))
+        return {
+            "tokens": max(0, options.token_budget - used.tokens),
             "cost_usd": cost,
-            "subcalls": max(0, options.max_subcalls - self.subcalls),
+            "subcalls": max(0, options.max_subcalls - used.subcalls),
             "seconds": None if seconds is None else round(seconds, 1),
         }
-        pooled = self.parent_ledger.left() if self.parent_ledger is not None else left
-        return {name: None if own is None else min(own, pooled[name]) for name, own in left.items()}
 
     def nearly_used(self) -> list[str]:
         """Of which limits less than a tenth is left, in words for the model."""
@@ -3763,7 +3656,7 @@ def reference(line: Event) -> Event:
 class Journal:
     """The run's events, appended and flushed line by line before the next step depends on them.
 
-    Literal keys in `secrets` never get in. Without a `path` events only reach the listener.
+    Literal keys in `secrets` never get in. Without a `path` events only reach the listeners.
     """
 
     def __init__(
@@ -3772,16 +3665,16 @@ class Journal:
         trajectory_id: str,
         *,
         secrets: Iterable[str] = (),
-        on_event: Callable[[Event], None] | None = None,
-        on_progress: Callable[[Event], None] | None = None,
+        on_event: Iterable[Callable[[Event], None] | None] = (),
+        on_progress: Iterable[Callable[[Event], None] | None] = (),
         append: bool = False,
         follow_links: bool = True,
     ) -> None:
         self.path = path
-        self.on_progress = on_progress
+        self.on_event = list(filter(None, on_event))
+        self.on_progress = list(filter(None, on_progress))
         self.trajectory_id = trajectory_id
         self.secrets = [json.dumps(s)[1:-1] for s in secrets if s and len(s) >= 8]  # as they would stand in a line
-        self.on_event = on_event
         self._lock = threading.Lock()
         self._closed = False
         self._only: int | None = None
@@ -3840,17 +3733,18 @@ class Journal:
             "on_progress", {"event": "progress", "trajectory_id": self.trajectory_id, "phase": phase, **fields}
         )
 
-    def _notify(self, listener: str, line: Event) -> None:
-        """Call the listener of that name; one that raises is not called again."""
-        if (call := getattr(self, listener)) is None:
-            return
-        try:
-            call(line)
-        except Exception as error:
-            import warnings
+    def _notify(self, name: str, line: Event) -> None:
+        """Call the listeners of that name; one that raises is not called again."""
+        listeners: list[Callable[[Event], None]] = getattr(self, name)
+        for call in [*listeners]:
+            try:
+                call(line)
+            except Exception as error:
+                import warnings
 
-            setattr(self, listener, None)
-            warnings.warn(f"{listener} raised {error!r} and is not called again", RuntimeWarning, stacklevel=3)
+                with contextlib.suppress(ValueError):  # it raised on another thread, too
+                    listeners.remove(call)
+                warnings.warn(f"{name} raised {error!r} and is not called again", RuntimeWarning, stacklevel=3)
 
     def reject_other_threads(self) -> None:
         """Accept only this thread's events from now on: the other threads have been stopped."""
@@ -3872,14 +3766,14 @@ def _open_journal(path: str, append: bool, follow_links: bool = True) -> int:
     Without `follow_links` the folder may be no link: nobody has named it, and the project may be anyone's.
     """
     folder = os.path.dirname(path) or "."
+    if not follow_links and os.path.islink(folder):
+        where = os.path.realpath(folder)
+        raise ConfigError(f"the log folder {folder} is a link to {where}", hint=f"--log-dir {where}, if that is meant")
     flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     flags = flags if append else flags | os.O_CREAT | os.O_EXCL
     try:
-        if follow_links:
-            os.makedirs(folder, exist_ok=True)
-            descriptor = os.open(path, flags, 0o600)
-        else:
-            descriptor = _open_in_real_folder(folder, os.path.basename(path), flags)
+        os.makedirs(folder, exist_ok=True)
+        descriptor = os.open(path, flags, 0o600)
     except OSError as error:
         raise ConfigError(f"cannot write to the log folder {folder}: {error.strerror}", hint="--log-dir DIR") from error
     try:
@@ -3894,24 +3788,7 @@ def _open_journal(path: str, append: bool, follow_links: bool = True) -> int:
     return descriptor
 
 
-def _open_in_real_folder(folder: str, name: str, flags: int) -> int:
-    """A descriptor of a file in a folder that is no link; ConfigError if it is one."""
-    if os.path.islink(folder):
-        raise ConfigError(
-            f"the log folder {folder} is a link to {os.path.realpath(folder)}",
-            hint=f"--log-dir {os.path.realpath(folder)}, if that is meant",
-        )
-    os.makedirs(folder, exist_ok=True)
-    if os.open not in os.supports_dir_fd:
-        return os.open(os.path.join(folder, name), flags, 0o600)
-    parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        return os.open(name, flags, 0o600, dir_fd=parent)
-    finally:
-        os.close(parent)
-
-
-_FIELDS: dict[type | tuple[type, ...], str] = {
+_FIELDS_OF: dict[type | tuple[type, ...], str] = {
     str: "event node call_id system response code stdout model sub_model protocol environment base_url instructions"
     " announcement note profile traceback",
     int: "depth index",
@@ -3920,6 +3797,8 @@ _FIELDS: dict[type | tuple[type, ...], str] = {
     list: "tool_calls tool_results tools allowed_paths",
     dict: "limits context token_usage schema params sub_params",
 }
+_FIELDS = {name: kind for kind, names in _FIELDS_OF.items() for name in names.split()}
+_TOOL_FIELDS = {**_FIELDS, "value": str, "error": dict}
 LINE_LIMIT = 64 << 20  # bytes of a journal's line
 EVENT_DEPTH = 400  # of lists and objects in one: Python data that JSON lacks takes three for one
 
@@ -3950,11 +3829,9 @@ def journal_event(line: bytes | bytearray) -> Event | None:
 
 
 def _has_our_types(event: Event) -> bool:
-    is_tool = event["event"] == "tool"
-    fields = [*_FIELDS.items(), (str, "value" if is_tool else ""), (dict, "error" if is_tool else "")]
-    for kind, names in fields:
-        if not all(event.get(name) is None or isinstance(event[name], kind) for name in names.split()):
-            return False
+    fields = _TOOL_FIELDS if event["event"] == "tool" else _FIELDS
+    if not all(event.get(name) is None or isinstance(event[name], kind) for name, kind in fields.items()):
+        return False
     amounts = [*(event.get("token_usage") or {}).values(), event.get("cost_usd")]
     if not all(isinstance(n, (int, float)) and 0 <= n < 1e15 for n in amounts if n is not None):
         return False
@@ -4219,9 +4096,9 @@ class Context:
 
 def _image_in(value: object) -> Message | None:
     """The message part of an image given by its bytes or a data URI; else None."""
-    if isinstance(value, str):
-        return rlm_backends.image_part(value) if len(value) < 50_000_000 and re.fullmatch(_IMAGE_DATA, value) else None
-    if not isinstance(value, bytes) or len(value) > 50_000_000:
+    if not isinstance(value, (str, bytes)) or len(value) > 50_000_000:
+        return None
+    if isinstance(value, str) and not re.fullmatch(_IMAGE_DATA, value):
         return None
     try:
         return rlm_backends.image_part(value)
@@ -4347,10 +4224,9 @@ def as_context(value: object, logs: str | None = None, encoding: str | None = No
     """The context a caller gave: text and plain data as they are, a Path as what the file or folder holds."""
     if isinstance(value, Context):
         return value
-    if isinstance(value, os.PathLike):
-        return read_context([os.fspath(value)], exclude=logs, encoding=encoding)
-    if isinstance(value, (list, tuple)) and value and all(isinstance(item, os.PathLike) for item in value):
-        return read_context([os.fspath(item) for item in value], exclude=logs, encoding=encoding)
+    paths = [value] if isinstance(value, os.PathLike) else value
+    if isinstance(paths, (list, tuple)) and paths and all(isinstance(item, os.PathLike) for item in paths):
+        return read_context([os.fspath(item) for item in paths], exclude=logs, encoding=encoding)
     _require_plain(value)
     if isinstance(value, str) and len(value) < 260 and "\0" not in value and os.path.isfile(value):
         import warnings
@@ -4403,16 +4279,17 @@ def read_context(
     that every file must be in. `on_slow(text)` is told what is being read or fetched once that has taken two seconds.
     """
     specs = list(specs)
+    named = [spec for spec in specs if spec != "-"]
     try:
         with rlm_tools.Documents(on_slow) as documents:
-            urls = [spec for spec in specs if rlm_tools.is_url(spec)]
+            urls = list(dict.fromkeys(filter(rlm_tools.is_url, named)))
             if urls and within is not None:
                 hint = "download it into that folder"
                 raise rlm_tools.ToolError(f"{rlm_tools.redact_url(urls[0])} lies outside of {within}", hint=hint)
             pages = [rlm_tools.read_url(url, documents, encoding) for url in urls]
             piped, note = rlm_tools.read_piped(stdin, documents, encoding) if isinstance(stdin, bytes) else (stdin, "")
             given = rlm_tools.read_context_files(
-                [spec for spec in specs if spec != "-" and spec not in urls],
+                [spec for spec in named if spec not in urls],
                 cwd,
                 exclude=[exclude] if exclude else (),
                 keep=lambda head: _image_in(head) is not None,
@@ -4424,33 +4301,27 @@ def read_context(
         raise ConfigError(str(error), hint=error.hint) from error.__cause__
     notes = [f"stdin: {note}"] if note else []
     made = documents.records
-    if specs in ([], ["-"]):
+    if not named:
         origin = "stdin" if stdin is not None else "value"
         return Context(piped, {"paths": [], "documents": made} if made else origin, tuple(notes))
-    named = [spec for spec in specs if spec != "-"]
-    for url, (content, said) in zip(urls, pages):
+    for number, (url, (content, said)) in enumerate(zip(urls, pages), 1):
         name = rlm_tools.redact_url(url)
+        name = f"{name} ({number})" if name in given.contents else name  # they differ in what is redacted
         given.contents[name] = content
         given.paths.append(name)
         given.named.append(name)
         notes += [f"{name}: {note}" for note in said]
     contents, single = given.contents, len(given.named) == len(specs) == 1
-    # Images go along with every request: those are shown that were named, and not what a folder happens to hold.
-    some_text = any(isinstance(value, str) for value in contents.values())
-    unasked = [n for n, value in contents.items() if some_text and isinstance(value, bytes) and n not in given.named]
-    paths = [path for name, path in zip(contents, given.paths, strict=True) if name not in unasked]
-    for name in unasked:
-        del contents[name]
-    if unasked:
-        given.notes.append(f"left out {counted(len(unasked), 'image')}: name each that is to be seen")
-    files: Event = {"paths": paths, "names": list(contents), "single": single}
+    if any(isinstance(value, str) for value in contents.values()):
+        _leave_out_unnamed_images(given)
+    files: Event = {"paths": given.paths, "names": list(contents), "single": single}
     if encoding:
         files["encoding"] = encoding
-    notes += given.notes
     if made:
         files["documents"] = made
     lasting = made or (given.rereadable and (piped is None or specs == named))
     source = files if lasting else "stdin"  # this cannot be read again: the value is kept beside the journal
+    notes += given.notes
     if single:
         return Context(next(iter(contents.values())), source, tuple(notes))
     if piped is not None and specs != named:
@@ -4458,6 +4329,16 @@ def read_context(
     if not contents:
         raise ConfigError(f"no text files in {', '.join(specs)}", hint="give text files, or one binary file alone")
     return Context(contents, source, tuple(notes))
+
+
+def _leave_out_unnamed_images(given: rlm_tools.ContextFiles) -> None:
+    """Images go along with every request: those are shown that were named, and not what a folder happens to hold."""
+    unnamed = [n for n, value in given.contents.items() if isinstance(value, bytes) and n not in given.named]
+    given.paths[:] = [path for name, path in zip(given.contents, given.paths, strict=True) if name not in unnamed]
+    for name in unnamed:
+        del given.contents[name]
+    if unnamed:
+        given.notes.append(f"left out {counted(len(unnamed), 'image')}: name each that is to be seen")
 
 
 def _context_path(journal: str, turn: int) -> str:
@@ -4490,8 +4371,7 @@ def _save_context(path: str, value: object) -> None:
 def _load_context(path: str, recorded: Event) -> object:
     """The value that `_save_context` wrote; ConfigError for anything else, however much it says it unpacks to.
 
-    `recorded`: what the journal says of it. Text is compared with that before it is held, other data is decoded only
-    if it is not much larger.
+    `recorded`: what the journal says of it. What is much larger than that is not unpacked.
     """
     import zlib
 
@@ -4501,16 +4381,12 @@ def _load_context(path: str, recorded: Event) -> object:
         with open(path, "rb") as file:
             packed = file.read(min(os.fstat(file.fileno()).st_size, _SAVED_CONTEXT))
         values = _SAVED_VALUES + 4 * len(packed)
-        most = 6 * size + 32 * values if recorded.get("type") != "str" else size + 1  # JSON may take six bytes for one
-        if recorded.get("type") == "str" and _text_digest(
-            _unpacked(packed, most), recorded.get("size")
-        ) != recorded.get("sha256"):
-            raise ValueError("its copy is not what the journal says")
-        blob = bytearray()
-        for piece in _unpacked(packed, most):
-            blob += piece
-        kind = blob[:1]
-        del blob[:1]
+        most = size if recorded.get("type") == "str" else 6 * size + 32 * values  # JSON may take six bytes for one
+        squeezed = zlib.decompressobj()
+        kind = squeezed.decompress(packed, 1)
+        blob = squeezed.decompress(squeezed.unconsumed_tail, most + 1)
+        if not squeezed.eof:
+            raise ValueError("its copy is damaged or too large")
         if kind == b"s":
             return blob.decode("utf-8", "surrogatepass")
         return rlm_sandbox.unpack(rlm_backends.from_json(blob, values=values, depth=EVENT_DEPTH))
@@ -4522,30 +4398,6 @@ def _load_context(path: str, recorded: Event) -> object:
 
 
 _SAVED_VALUES = 250_000
-
-
-def _unpacked(packed: bytes, most: int) -> Iterator[bytes]:
-    """What compressed data holds, piece by piece; ValueError where that is more than `most` bytes, or damaged."""
-    import zlib
-
-    squeezed = zlib.decompressobj()
-    while not squeezed.eof:
-        piece = squeezed.decompress(packed, 1 << 18)
-        packed = squeezed.unconsumed_tail
-        most -= len(piece)
-        if most < 0 or not (piece or packed or squeezed.eof):
-            raise ValueError("its copy is damaged or too large")
-        yield piece
-
-
-def _text_digest(pieces: Iterator[bytes], size: object) -> str:
-    """The sha256 that `_digest` gives a text of that size, from the pieces of its copy."""
-    sha = sha256(f"str:{size}:".encode())
-    first = next(pieces, b"")
-    sha.update(first[1:])
-    for piece in pieces:
-        sha.update(piece)
-    return str(sha.hexdigest())
 
 
 # --- prompts: what a model reads ---------------------------------------------------------------------------------
@@ -5491,21 +5343,16 @@ def final_call(text: str) -> str | None:
 
 def _names_a_variable(call: str) -> bool:
     """Whether a FINAL(...) hands over what code has computed, rather than a literal or prose."""
-    import ast
-
-    if not parses(call):
-        return False
-    names = (node.id for node in ast.walk(_tree(call)) if isinstance(node, ast.Name))
-    return call.startswith("FINAL_VAR") or any(name != "FINAL" for name in names)
+    return parses(call) and (call.startswith("FINAL_VAR") or names_in(call) != {"FINAL"})
 
 
-def _names(code: str, name: str) -> bool:
-    """Whether code uses a name, and not only in a comment."""
+def names_in(code: str) -> set[str]:
+    """The names that code uses; of text that is not parsed, its words."""
     import ast
 
     if not parses(code):
-        return re.search(rf"\b{name}\b", code) is not None
-    return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(_tree(code)))
+        return {word[0] for word in re.finditer(r"\w+", code)}
+    return {node.id for node in ast.walk(_tree(code)) if isinstance(node, ast.Name)}
 
 
 def _closes_at_end(call: str) -> bool:

@@ -68,6 +68,20 @@ def test_leaving_a_batch_takes_back_what_its_executor_has_not_begun(openai: Serv
     assert len(openai.requests) < 20
 
 
+def test_on_result_is_called_as_each_one_finishes_also_on_an_executor(openai: Server) -> None:
+    finished, order = threading.Event(), []
+    openai.script = lambda request: str(finished.wait(60)) if request.prompt == "slow" else "fast"
+
+    def on_result(number: int, _: Any) -> None:
+        order.append(number)
+        finished.set()
+
+    with ThreadPoolExecutor(2) as executor:
+        results = rlm.batch(["slow", "fast"], model=MODEL, executor=executor, on_result=on_result)
+        assert [str(result) for result in results] == ["True", "fast"]
+    assert order == [1, 0]
+
+
 def test_what_on_result_raises_is_raised_where_the_results_are_read(openai: Server) -> None:
     openai.script = lambda request: "ok"
 

@@ -431,6 +431,14 @@ def test_an_address_is_fetched_without_login_and_with_its_charset(
     assert {"Authorization", "Cookie"}.isdisjoint(Web.heard[0])
 
 
+def test_addresses_that_differ_in_what_is_hidden_are_two_and_one_given_twice_is_one(web: str, workspace: Path) -> None:
+    for token in ("one", "two"):
+        Web.pages[f"/a?token={token}"] = 200, {"Content-Type": "text/plain"}, token.encode()
+    urls = [f"{web}/a?token={token}" for token in ("one", "two", "one")]
+    name = f"{web}/a?token=[redacted]"
+    assert rlm.read_context(urls).value == {name: "one", f"{name} (2)": "two"}
+
+
 def test_a_fetched_page_is_journalled_and_not_fetched_again(openai: Server, web: str) -> None:
     Web.pages["/moved"] = 302, {"Location": "/a.csv"}, b""
     Web.pages["/a.csv"] = 200, {"Content-Type": "text/csv"}, b"a,b\n1,2\n3,4\n"

@@ -784,6 +784,49 @@ def test_a_backend_that_does_not_stream_still_answers(workspace: Path) -> None:
     assert list(rlm.RLM(backend=Whole()).stream("go")) == ["go, in one piece"]
 
 
+class Stoppable:
+    """A backend object that says one word and then waits to be stopped, in its calls of that number."""
+
+    def __init__(self, *waiting: int) -> None:
+        self.waiting, self.calls = waiting, 0
+        self.asked = threading.Event()
+
+    def complete(self, messages: list[dict[str, Any]], *, on_text: Any, cancel: threading.Event, **how: Any) -> str:
+        self.calls += 1
+        if self.calls not in self.waiting:
+            return "ok"
+        if on_text:
+            on_text("one")
+        self.asked.set()
+        cancel.wait(60)
+        raise InterruptedError("cancelled")
+
+
+def test_a_stream_is_stopped_from_another_thread(workspace: Path) -> None:
+    runtime = rlm.RLM(backend=Stoppable(1), config=False)
+    parts = runtime.stream("go")
+    assert next(parts) == "one"
+    runtime.stop("enough")
+    with pytest.raises(rlm.RLMError, match="enough"):
+        next(parts)
+
+
+def test_after_a_stop_a_conversation_begins_anew(workspace: Path) -> None:
+    """Its REPL was killed, and its journal takes no more. None for a context keeps the current one, as always."""
+    backend = Stoppable(2)
+    with rlm.RLM(backend=backend, persistent=True, config=False) as session:
+        first = session.completion("one", "text")
+        stopping = threading.Thread(target=lambda: (backend.asked.wait(60), session.stop("enough")))
+        stopping.start()
+        with pytest.raises(rlm.RLMError, match="enough"):
+            session.completion("two")
+        stopping.join()
+        third = session.completion("three")
+    assert third.trajectory_id != first.trajectory_id
+    assert [event["event"] for event in third.events()] == ["start", "call", "end"]
+    assert third.events()[0]["context"]["size"] == 4
+
+
 def test_batch_keeps_order_and_a_failure_is_an_item(openai: Server) -> None:
     openai.script = lambda r: scripted.error(400, "no") if "bad" in r.prompt else r.prompt.upper()
     results = list(rlm.batch(["a", "bad", {"prompt": "c", "context": "d"}], model=MODEL))
@@ -1103,6 +1146,26 @@ def test_what_a_backend_raises_is_an_error_of_ours() -> None:
     assert [type(result) for result in results] == [rlm.ProviderError] * 2
 
 
+def test_tool_calls_with_one_id_are_resumed_each_with_its_own_result() -> None:
+    names = {"one": "ONE", "two": "TWO"}
+    tools = [
+        rlm.Tool(name, "Say it.", {"type": "object", "properties": {}}, lambda r=r: r) for name, r in names.items()
+    ]
+    calls = [{"id": "same", "name": name, "arguments": {}} for name in names]
+    first = Scripted(Reply("", calls, {"input": 1, "output": 1}, "tool_calls", "of-my-own", 0.0), said("ok"))
+    result = rlm.complete("go", backend=first, tools=tools, config=False)
+    again = Scripted(said("ok"))
+    rlm.RLM(backend=again, tools=tools, config=False).resume(forget_the_last(result.log, 2))
+    for seen in (first.seen[-1], again.seen[-1]):
+        assert [message["content"] for message in seen if message["role"] == "tool"] == ["ONE", "TWO"]
+
+
+def test_prompts_that_are_no_list_are_refused_in_words() -> None:
+    source = "try: rlm_query_batched(None)\nexcept TypeError as e: FINAL(str(e))"
+    result = rlm.complete("go", backend=Scripted(said(run=source)), config=False)
+    assert result.value == "rlm_query_batched takes a list of prompts, not NoneType"
+
+
 def test_an_unknown_model_is_told_the_room_it_has(openai: Server) -> None:
     run(openai, "ok", model="openai/mystery", token_budget=20_000)
     run(openai, "ok", model="openai/mystery", token_budget=1_000_000)
@@ -1124,6 +1187,38 @@ def test_a_later_context_is_told_to_the_model_and_resumed() -> None:
     name = forget_the_last(log, 3)
     with rlm.RLM(backend=Scripted(said(run="FINAL(len(context))")), config=False, persistent=True) as session:
         assert session.resume(name).value == 999
+
+
+def test_a_conversation_whose_environment_could_not_start_begins_anew(workspace: Path) -> None:
+    failures = [rlm_sandbox.SandboxError("not there yet")]
+
+    def box() -> rlm_sandbox.LocalSandbox:
+        if failures:
+            raise failures.pop()
+        return rlm_sandbox.LocalSandbox()
+
+    backend = Scripted(said(run="FINAL(2)"))
+    with rlm.RLM(backend=backend, environment=box, persistent=True, config=False) as session:
+        with pytest.raises(rlm.SandboxError, match="not there yet"):
+            session.completion("one")
+        assert session.completion("two").value == 2
+
+
+def test_a_resumed_conversation_takes_the_place_of_the_one_before(workspace: Path) -> None:
+    boxes: list[rlm_sandbox.LocalSandbox] = []
+
+    def box() -> rlm_sandbox.LocalSandbox:
+        boxes.append(rlm_sandbox.LocalSandbox())
+        return boxes[-1]
+
+    backend = Scripted(said("ok"))
+    earlier = rlm.complete("go", backend=backend, config=False)
+    with rlm.RLM(backend=backend, environment=box, persistent=True, config=False) as session:
+        session.completion("one")
+        assert session.resume(forget_the_last(earlier.log, 2)).response == "ok"
+        assert session.completion("two").trajectory_id == earlier.trajectory_id
+        with pytest.raises(rlm_sandbox.SandboxError, match="closed"):
+            boxes[0].execute("1")
 
 
 def test_a_summary_keeps_the_question_that_is_being_answered() -> None:
