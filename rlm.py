@@ -78,7 +78,25 @@ if TYPE_CHECKING or not __package__:
     from rlm_tools import Tool, to_json, tool
 else:  # vendored into a package
     from . import rlm_backends, rlm_sandbox, rlm_tools
-    from .rlm_config import *  # noqa: F403 - the names above
+    from .rlm_config import (
+        LIMITS,
+        OPTIONS,
+        ConfigError,
+        RLMError,
+        counted,
+        rebuild_error,
+        require_encoding,
+        server_secrets,
+        sha256,
+        shorten,
+    )
+    from .rlm_config import Configuration as Configuration
+    from .rlm_config import Options as Options
+    from .rlm_config import load_config as load_config
+    from .rlm_config import parse_params as parse_params
+    from .rlm_config import project_file as project_file
+    from .rlm_config import trust as trust
+    from .rlm_config import user_config_dir as user_config_dir
     from .rlm_tools import Tool, to_json, tool
 
 if TYPE_CHECKING:
@@ -2358,7 +2376,7 @@ class Node:
             return self._run_final(call)
         if not text.strip("`~ \t\r\n"):
             return self._corrected(_EMPTY)
-        if not self.looked and not self.sent_back:
+        if not self.looked and not self.sent_back and not self._is_of_old():
             return self._send_back()
         if not (answer := self._answer_in(text)):
             return self._corrected(_EMPTY)
@@ -2368,6 +2386,11 @@ class Node:
                 doubt + _COMPUTE_IT.format("a ```python block" if self.protocol == "text" else "code")
             )
         return self._accept(Answer(answer))
+
+    def _is_of_old(self) -> bool:
+        """Whether the reply is from a journal that was written before answers were sent back."""
+        start = self.run.recording.starts.get(self.id)
+        return start is not None and "profile" not in start and (self.id, self.turn) in self.run.recording.turns
 
     def _turn_down(self, words: str) -> Answer | None:
         """Ask for something else than the newest reply, which a small model would repeat if it saw it; no answer."""

@@ -769,7 +769,7 @@ class HTTPBackend:
             self.parameters = self.parameters or size_in_name(str(shown["details"]["parameter_size"]))
 
     def _is_llamacpp(self) -> None:
-        """Note that the server is llama.cpp: one that was named by its address alone has a provider now, and a price."""
+        """Note that the server is llama.cpp: one named by its address alone has a provider now, and a price."""
         self.server = "llamacpp"
         if self.provider == "openai":
             row = _rows()["llamacpp"]

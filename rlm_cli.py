@@ -117,10 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr = stderr
 
 
-def format_warning(text: Warning | str, kind: type[Warning], file: str, number: int, line: str | None = None) -> str:
+def format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """A warning of ours as the other lines on stderr are; those of tools and libraries with the place they come from."""
-    own = kind is RuntimeWarning and os.path.basename(file).startswith("rlm")
-    return f"rlm: {text}\n" if own else f"{file}:{number}: {kind.__name__}: {text}\n"
+    if category is RuntimeWarning and os.path.basename(filename).startswith("rlm"):
+        return f"rlm: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def outcome_of(command: Callable[[], Outcome | None]) -> Outcome:
