@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning of ours as the other lines on stderr are; those of tools and libraries with the place they come from."""
+    """A warning of ours looks like the other lines on stderr; those of tools and libraries say where they come from."""
     if category is RuntimeWarning and os.path.basename(filename).startswith("rlm"):
         return f"rlm: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
