@@ -112,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         shell = Invocation(arguments)
         return shell.report(outcome_of(lambda: dispatch(arguments, shell)))
+    except KeyboardInterrupt as stop:  # before the command begins, or while its outcome is reported
+        return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
     finally:
         sys.stderr = stderr
 
@@ -195,11 +197,13 @@ class Invocation:
     def flush(self) -> None:
         """Return once everything is written, or raise."""
         with self._writing():
-            sys.stdout.flush()
+            self.out.flush()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """A full disk is an RLMError, a reader that went away a BrokenPipeError. From then on stdout goes nowhere."""
+        """A full disk is an RLMError, a reader that went away a BrokenPipeError; so is every later attempt to write."""
+        if self.stdout_error is not None:
+            raise self.stdout_error
         try:
             yield
         except OSError as error:
@@ -218,16 +222,14 @@ class Invocation:
             self.write(line)
             self.flush()
 
-    def emit(self, event: Event) -> None:
-        """An event for `--jsonl`. Where stdout is lost the run ends: it costs money and nobody reads it."""
-        if self.stdout_error is not None:
-            return
-        try:
-            self.print_json(event)
-        except (BrokenPipeError, rlm.RLMError):
-            import _thread
-
-            _thread.interrupt_main()
+    def emit(self, event: Event) -> bool:
+        """Write an event for `--jsonl`; False if this has failed. Once stdout is lost, events are dropped."""
+        if self.stdout_error is None:
+            try:
+                self.print_json(event)
+            except (BrokenPipeError, rlm.RLMError):
+                return False  # the error is kept
+        return True
 
     def report(self, ended: Outcome) -> int:
         """Report how the command ended, on stdout and in three lines on stderr; the exit code."""
@@ -237,8 +239,7 @@ class Invocation:
                 self.flush()
             except (BrokenPipeError, rlm.RLMError):
                 pass  # it is kept
-        if self.stdout_error is not None and (error is None or isinstance(error, KeyboardInterrupt)):
-            error = self.stdout_error
+        error = self.stdout_error or error
         if error is None:
             return ended.code
         code, status = exit_status(error)
@@ -1008,18 +1009,22 @@ def open_runtime(
     progress: Progress,
     seen: list[Event] | None = None,
 ) -> rlm.RLM:
-    """An RLM whose events are shown as progress, printed by `--jsonl` and kept in `seen`."""
+    """An RLM whose events are shown as progress, printed by `--jsonl` and kept in `seen`.
+
+    Where stdout is lost, the run is stopped: it costs money, and nobody reads it.
+    """
 
     def listen(event: Event) -> None:
         if "v" in event:  # pieces of text and output are not part of the trajectory
-            if shell.form == "jsonl":
-                shell.emit(event)
+            if shell.form == "jsonl" and not shell.emit(event) and not ends_run(event):
+                threading.Thread(target=runtime.stop, daemon=True).start()  # the journal waits for this listener
             if seen is not None:
                 seen.append(event)
         progress.update(event)
 
     heard = {"on_event": listen, "on_progress": progress.update, "on_confirm": progress.ask}
-    return rlm.RLM(**{**options, "verbose": False, "config": args.config, **heard})
+    runtime = rlm.RLM(**{**options, "verbose": False, "config": args.config, **heard})
+    return runtime
 
 
 def run_outcome(
@@ -1096,7 +1101,7 @@ def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> Outcome:
                     shell.write(strip_control(piece) if shown else piece)
                     shell.out.flush()
                 else:
-                    shell.emit({"event": "text", "delta": piece})
+                    shell.print_json({"event": "text", "delta": piece})
         if shell.form == "jsonl":
             result = rlm.last_result()
             shell.print_result_json(result_dict("answered", result, result.model if result else None, None))
@@ -1314,8 +1319,13 @@ def new_events(path: str) -> Iterator[Event]:
             for line in lines:
                 event = rlm.journal_event(line + b"\n")
                 if event is not None:  # else a line that a killed process left incomplete
-                    ended = event.get("event") == "end" and not event.get("depth")
+                    ended = ends_run(event)
                     yield event
+
+
+def ends_run(event: Event) -> bool:
+    """Whether an event is the `end` of a run's root."""
+    return event.get("event") == "end" and not event.get("depth")
 
 
 def declare_visualize(parser: argparse.ArgumentParser) -> None:

@@ -339,6 +339,64 @@ def test_jsonl_is_the_events_and_then_the_result(openai: Server) -> None:
     assert set(last) == {"event", *KEYS}
 
 
+def test_jsonl_is_written_as_it_happens(openai: Server) -> None:
+    free = threading.Event()
+    openai.script = answer_with(Turn("done", until=free))
+    process = start("--jsonl", "What?", env={**os.environ, "PYTHONUNBUFFERED": ""})
+    assert process.stdout is not None
+    seen = select.select([process.stdout], [], [], 30)[0]
+    free.set()
+    assert seen and ended(process)[0] == 0
+
+
+STDOUT_LOST = """
+import sys, rlm_cli
+
+class Stdout:
+    def __init__(self, stream, event):
+        self.stream, self.event = stream, event
+
+    def write(self, text):
+        if self.event in text:
+            raise OSError(28, "No space left on device")
+        return self.stream.write(text)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+sys.stdout = Stdout(sys.stdout, '"event": "' + sys.argv.pop(1) + '"')
+raise SystemExit(rlm_cli.main())
+"""
+
+
+def stdout_lost(event: str, *arguments: str) -> str:
+    """What happened to the run after stdout was lost at the event: the status that its journal has."""
+    ran = rlm("-q", "--jsonl", *arguments, program=[sys.executable, "-c", STDOUT_LOST, event])
+    lines = three_lines(ran.stderr)
+    assert ran.returncode == 1 and re.fullmatch(r"rlm: cannot write .*to stdout: No space left on device", lines[0])
+    assert "No space" not in "".join(lines[1:])
+    return str([event["status"] for event in events() if event["event"] == "end"][-1])
+
+
+@pytest.mark.parametrize("event", ["start", "call", "tool"])
+def test_a_run_whose_events_cannot_be_written_is_stopped(openai: Server, event: str) -> None:
+    openai.script = answer_with(scripted.hang() if event == "start" else code("x = 1"), scripted.hang())
+    assert stdout_lost(event, "What?") == "error"
+
+
+def test_a_run_that_has_just_ended_is_left_as_it_is(openai: Server) -> None:
+    openai.script = answer_with("done")
+    assert stdout_lost("end", "What?") == "answered"
+
+
+def test_a_resumed_run_whose_events_cannot_be_written_is_stopped(openai: Server) -> None:
+    openai.script = answer_with(code("x = 1"), code("x = 2"), scripted.hang())
+    assert rlm("What?", "--max-iterations", "1").returncode == 3
+    program = [sys.executable, "-c", STDOUT_LOST, "call"]
+    ran = rlm("resume", "-q", "--jsonl", "--max-iterations", "9", program=program)
+    assert ran.returncode == 1 and "cannot write" in three_lines(ran.stderr)[0]
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -712,6 +770,32 @@ def the_way_on(err: str) -> None:
     lines = three_lines(err.encode())
     assert lines[0] == "rlm: interrupted"
     assert lines[-1] == f"  next: rlm resume {journals()[0].stem}"
+
+
+def test_interrupted_while_the_thread_of_a_run_starts(openai: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is at work before its `start` has returned: it must not be left alone with the run."""
+    import rlm as library
+
+    starting = threading.Thread.start
+
+    def start_and_interrupt(thread: threading.Thread) -> None:
+        starting(thread)
+        if threading.current_thread() is threading.main_thread():
+            openai.wait_for(1)
+            raise KeyboardInterrupt
+
+    openai.script = lambda request: scripted.hang()
+    runtime = library.RLM(log_dir="logs")
+    monkeypatch.setattr(threading.Thread, "start", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        runtime.completion("What?")
+    assert [event["event"] for event in events()] == ["start", "interrupted", "end"]
+
+
+def test_interrupted_while_it_reports(openai: Server) -> None:
+    program = "import os, rlm_cli\nrlm_cli.Invocation.flush = lambda self: os.kill(os.getpid(), 2)\n"
+    ran = rlm("providers", "openai", program=[sys.executable, "-c", f"{program}raise SystemExit(rlm_cli.main())"])
+    assert (ran.returncode, ran.stderr) == (130, b"")
 
 
 def test_interrupted_before_the_first_byte(openai: Server) -> None:
