@@ -2230,27 +2230,17 @@ def scripted_server() -> ThreadingHTTPServer:
             message = {"role": "assistant", **scripted_message(asked["messages"], tools=bool(asked.get("tools")))}
             finish = "tool_calls" if message.get("tool_calls") else "stop"
             size, answered = len(json.dumps(asked["messages"])) // 4, len(json.dumps(message)) // 4
-            usage = {"prompt_tokens": size, "completion_tokens": answered, "total_tokens": size + answered}
-            head = {"id": "demo", "model": _DEMO_MODEL, "created": 0}
-            if asked.get("stream"):
-                chunks: list[Row] = [{"choices": [{"index": 0, "delta": message, "finish_reason": None}]}]
-                chunks += [
-                    {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]},
-                    {"choices": [], "usage": usage},
-                ]
-                lines = [f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', **c})}\n\n" for c in chunks]
-                self.reply("text/event-stream", "".join(lines) + "data: [DONE]\n\n")
-            else:
-                choices = [{"index": 0, "message": message, "finish_reason": finish}]
-                whole = {**head, "object": "chat.completion", "choices": choices, "usage": usage}
-                self.reply("application/json", json.dumps(whole))
-
-        def reply(self, kind: str, text: str) -> None:
+            reply = {
+                "model": _DEMO_MODEL,
+                "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+                "usage": {"prompt_tokens": size, "completion_tokens": answered, "total_tokens": size + answered},
+            }
+            body = json.dumps(reply).encode()  # also where a stream was asked for
             self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(text.encode())))
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(text.encode())
+            self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass  # the progress line says enough
