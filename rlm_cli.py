@@ -479,21 +479,13 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
     taken = {flag for action in parser._actions for flag in action.option_strings}
     for name, row in rlm_config.OPTIONS.items():
         text = row.metadata["help"].replace("%", "%%")
-        kind = rlm_config.type_of(name)
         flags = [flag for flag in flags_of(name) if flag not in taken]
+        kind = rlm_config.type_of(name)
+        repeats = kind.startswith("list") or name in (*rlm_config.PAIRS, "mcp")
+        how: dict[str, Any] = {"action": "append" if repeats else "store", "metavar": metavar(name)}
         if kind == "bool":
-            group.add_argument(
-                *flags,
-                dest=name,
-                action=argparse.BooleanOptionalAction,
-                default=None,
-                help=help_with_default(text, row),
-            )
-        else:
-            repeat = "append" if kind.startswith("list") or name in (*rlm_config.PAIRS, "mcp") else "store"
-            group.add_argument(
-                *flags, dest=name, action=repeat, metavar=metavar(name), help=help_with_default(text, row)
-            )
+            how = {"action": argparse.BooleanOptionalAction, "default": None}
+        group.add_argument(*flags, dest=name, help=help_with_default(text, row), **how)
     group.add_argument("--no-log", action="store_true", help="write no journal; the run cannot be resumed")
 
 
@@ -1145,7 +1137,7 @@ def replay(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
         divergence.extend(replayed.divergence)
         return replayed.result
 
-    ended = execute_and_report(args, shell, ask)
+    ended = replace(execute_and_report(args, shell, ask), resume_flags=None)  # what was recorded has ended already
     if ended.error is not None:
         return ended
     if not divergence:
@@ -1301,26 +1293,22 @@ def follow(args: argparse.Namespace, shell: Invocation, log_dir: str) -> None:
 
 def new_events(path: str) -> Iterator[Event]:
     """The events of a journal as they are written; ends after the root's `end`, when nothing follows it."""
-    ended, rest = False, bytearray()
+    ended, line = False, bytearray()
     with open(path, "rb") as file:
         while True:
-            piece = file.read(1 << 20)
-            if not piece:
-                if ended:
-                    return
+            if piece := file.readline(rlm.LINE_LIMIT):
+                line += piece
+            elif ended:
+                return
+            else:
                 time.sleep(0.1)
-                continue
-            rest += piece
-            if b"\n" not in piece:
-                if len(rest) > rlm.LINE_LIMIT:
-                    rest.clear()
-                continue
-            *lines, rest = rest.split(b"\n")
-            for line in lines:
-                event = rlm.journal_event(line + b"\n")
-                if event is not None:  # else a line that a killed process left incomplete
-                    ended = ends_run(event)
-                    yield event
+            if not line.endswith(b"\n") and len(line) <= rlm.LINE_LIMIT:
+                continue  # the rest of it is still to be written
+            event = rlm.journal_event(bytes(line))
+            line.clear()
+            if event is not None:  # else a line that a killed process left incomplete
+                ended = ends_run(event)
+                yield event
 
 
 def ends_run(event: Event) -> bool:
@@ -1380,12 +1368,9 @@ def _port_error(error: OSError, port: int) -> rlm.ConfigError:
 def declare_export(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} ID ... --otel | --sft | --ipynb | --csv | --chrome [-o FILE] [--dir DIR]"
     parser.add_argument("words", nargs="*", metavar="ID", help="a run, by any unique prefix, or a glob; '*' is all")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--otel", action="store_true", help="OpenTelemetry spans, sent to the endpoint or as JSON")
-    form.add_argument("--sft", action="store_true", help="training samples, one for each turn, as JSONL in chat format")
-    form.add_argument("--ipynb", action="store_true", help="a Jupyter notebook of the run's cells and their outputs")
-    form.add_argument("--csv", action="store_true", help="a table of the run's rows: times, tokens, cost")
-    form.add_argument("--chrome", action="store_true", help="a Chrome trace, for Perfetto and chrome://tracing")
+    forms = parser.add_mutually_exclusive_group()
+    for form, text in _EXPORTS.items():
+        forms.add_argument(f"--{form}", dest="form", action="store_const", const=form, help=text)
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="output file (default: stdout)")
     parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
     parser.add_argument(
@@ -1393,7 +1378,9 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="--otel: the collector (default: OTEL_EXPORTER_OTLP_ENDPOINT, else no request)",
     )
-    parser.add_argument("--bodies", action="store_true", help="--otel: include prompts, replies, code and outputs")
+    parser.add_argument(
+        "--bodies", action="store_const", const=True, help="--otel: include prompts, replies, code and outputs"
+    )
     parser.add_argument(
         "--status", metavar="WORD", help="--sft: only runs with this status (answered, partial, error, …)"
     )
@@ -1401,27 +1388,28 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scores", metavar="FILE", help="--sft: JSON or JSONL that gives the score of each run's id")
 
 
+_EXPORTS = {
+    "otel": "OpenTelemetry spans, sent to the endpoint or as JSON",
+    "sft": "training samples, one for each turn, as JSONL in chat format",
+    "ipynb": "a Jupyter notebook of the run's cells and their outputs",
+    "csv": "a table of the run's rows: times, tokens, cost",
+    "chrome": "a Chrome trace, for Perfetto and chrome://tracing",
+}
+
+
 def export(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm export ID`: convert journals for other programs."""
-    log_dir = log_folder(args)
-    forms = {
-        "otel": export_spans,
-        "sft": export_samples,
-        "ipynb": export_notebook,
-        "csv": export_table,
-        "chrome": export_trace,
-    }
-    chosen = next((name for name in forms if getattr(args, name)), "")
-    if not chosen:
+    if args.form is None:
         raise rlm.ConfigError("no export format given", hint="--otel, --sft, --ipynb, --csv or --chrome")
-    of_otel, of_sft = args.endpoint or args.bodies, args.status or args.scores or args.min_score is not None
-    if (of_otel and chosen != "otel") or (of_sft and chosen != "sft"):
-        wrong = next(flag for flag in ("endpoint", "bodies", "status", "scores", "min_score") if getattr(args, flag))
-        owner = "--otel" if of_otel and chosen != "otel" else "--sft"
-        raise rlm.ConfigError(f"--{wrong.replace('_', '-')} goes with {owner}", hint=f"{owner} instead of --{chosen}")
+    flags = {"endpoint": "otel", "bodies": "otel", "status": "sft", "scores": "sft", "min_score": "sft"}
+    for flag, form in flags.items():
+        if form != args.form and getattr(args, flag) is not None:
+            hint = f"--{form} instead of --{args.form}"
+            raise rlm.ConfigError(f"--{flag.replace('_', '-')} goes with --{form}", hint=hint)
     if args.output != "-":
         _require_folder(args.output)
-    forms[chosen](args, shell, _chosen_logs(log_dir, args.words))
+    convert = {"otel": export_spans, "sft": export_samples}.get(args.form, export_run)
+    convert(args, shell, _chosen_logs(log_folder(args), args.words))
 
 
 def _chosen_logs(log_dir: str, words: Sequence[str]) -> list[str]:
@@ -1472,7 +1460,7 @@ def _write_output(args: argparse.Namespace, shell: Invocation, pieces: Iterable[
 
 def export_spans(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
     """`--otel`: send the spans to the collector, or print the JSON that it would be sent."""
-    spans = [span for _, events in _read_logs(paths, shell) for span in rlm_viz.spans(events, bodies=args.bodies)]
+    spans = [span for _, events in _read_logs(paths, shell) for span in rlm_viz.spans(events, bodies=bool(args.bodies))]
     if args.output != "-" or not (args.endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")):
         _write_output(args, shell, [json.dumps(rlm_viz.otlp(spans)), "\n"])
         return
@@ -1532,30 +1520,19 @@ def read_scores(path: str) -> dict[str, float]:
         raise rlm.ConfigError(f"--scores: {path!r} holds no scores: {error}", hint=hint) from None
 
 
-def _one_run(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> list[Event]:
-    """The events of the only run that was named."""
+def export_run(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
+    """`--ipynb`, `--csv` and `--chrome`: print one run as a notebook, a table or a Chrome trace."""
     if len(paths) != 1:
         raise rlm.ConfigError(f"this format takes one run, not {len(paths)}", hint="rlm logs lists the runs")
-    [(_, events)] = _read_logs(paths, shell)
-    return events
-
-
-def export_table(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
-    """`--csv`: print the rows of one run as a table."""
-    _write_output(args, shell, rlm_viz.csv_table(_one_run(args, shell, paths)))
-
-
-def export_trace(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
-    """`--chrome`: print one run as a Chrome trace."""
-    _write_output(args, shell, [json.dumps(rlm_viz.chrome_trace(_one_run(args, shell, paths))), "\n"])
-
-
-def export_notebook(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
-    """`--ipynb`: print one run as a notebook."""
-    events = _one_run(args, shell, paths)
-    saved = os.path.abspath(os.path.splitext(paths[0])[0] + ".context")
-    book = rlm_viz.notebook(events, saved if os.path.isfile(saved) else "")
-    _write_output(args, shell, [json.dumps(book, indent=1), "\n"])
+    [(path, events)] = _read_logs(paths, shell)
+    if args.form == "csv":
+        _write_output(args, shell, rlm_viz.csv_table(events))
+    elif args.form == "chrome":
+        _write_output(args, shell, [json.dumps(rlm_viz.chrome_trace(events)), "\n"])
+    else:
+        saved = os.path.abspath(os.path.splitext(path)[0] + ".context")
+        book = rlm_viz.notebook(events, saved if os.path.isfile(saved) else "")
+        _write_output(args, shell, [json.dumps(book, indent=1), "\n"])
 
 
 # --- chat -----------------------------------------------------------------------------------------------------------
@@ -2078,6 +2055,7 @@ options:
 
 def mcp_serve(arguments: Sequence[str]) -> int:
     """`rlm mcp-serve`: its few arguments are parsed by hand, because argparse would make the client wait."""
+    ensure_std_streams()
     settings: dict[str, Any] = {}
     words = iter(arguments)
     for word in words:
@@ -2294,6 +2272,7 @@ def demo(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
     args.config = False
     try:
         ended = execute_and_report(args, shell, lambda runtime: runtime.completion(_DEMO_QUESTION, log), options)
+        ended = replace(ended, resume_flags=None)  # its model is gone
     finally:
         server.shutdown()
     if ended.error is not None or (result := ended.result) is None:

@@ -739,6 +739,8 @@ def test_replay_runs_the_code_again_offline_and_says_where_it_differs(openai: Se
     (log,) = journals()
     same = rlm("replay", log.stem[:4])
     assert (same.returncode, same.stdout) == (0, b"10\n"), same.stderr
+    limited = rlm("replay", log.stem, "--max-iterations", "1")
+    assert limited.returncode == 3 and b"rlm resume" not in limited.stderr, limited.stderr
     log.write_text(log.read_text().replace("FINAL(x * 2)", "FINAL(x * 3)"))
     other = rlm("replay", log.stem)
     assert (other.returncode, other.stdout) == (1, b"15\n")
@@ -780,7 +782,8 @@ def test_interrupted_while_the_thread_of_a_run_starts(openai: Server, monkeypatc
 
     def start_and_interrupt(thread: threading.Thread) -> None:
         starting(thread)
-        if threading.current_thread() is threading.main_thread():
+        is_work = isinstance(getattr(vars(thread).get("_target"), "__self__", None), library.Future)
+        if is_work and threading.current_thread() is threading.main_thread():
             openai.wait_for(1)
             raise KeyboardInterrupt
 
@@ -1598,6 +1601,12 @@ def test_help_and_mcp_serve_import_only_what_they_need(workspace: Path) -> None:
     assert not {"requests", "docker", "RestrictedPython", "rlm_viz", "rlm_mcp"} & set(helped.stderr.decode().split())
 
 
+def test_mcp_serve_says_nothing_on_stdout_where_stderr_is_closed() -> None:
+    command = ["sh", "-c", 'exec "$0" -m rlm mcp-serve --nope 2>&-', sys.executable]
+    ran = subprocess.run(command, capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (2, b"")
+
+
 def test_mcp_serve_refuses_what_it_does_not_know() -> None:
     for arguments in (["--nope"], ["--env", "cloud"], ["--max-wait", "soon"], ["--workspace"]):
         ran = rlm("mcp-serve", *arguments)
@@ -1619,6 +1628,14 @@ def test_the_demo_works_on_its_log_and_is_checked() -> None:
     assert ran.stdout.decode().strip() == recorded[-1]["response"]
     assert re.search(r"log: \./logs/\S+\.jsonl\npage: \./logs/\S+\.html\n", said)
     assert list(Path("logs").glob("*.html"))
+
+
+def test_an_interrupted_demo_is_not_to_be_resumed() -> None:
+    """Its model is gone."""
+    process = start("demo", "-q")
+    journal_line('"event":"call"')
+    status, _, err = interrupt(process)
+    assert status == 130 and "rlm: interrupted" in err and "resume" not in err
 
 
 def test_the_demo_uses_no_key_and_no_configuration_that_is_there(workspace: Path) -> None:
