@@ -170,6 +170,7 @@ class Invocation:
         self.terminal = Terminal(sys.stderr)
         sys.stderr = Harmless(sys.stderr)  # what tools, warnings and other modules print
         self.out = sys.stdout  # while a run goes on, sys.stdout is stderr: see `prints_to_stderr`
+        self.coloured = False
         flags = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
         self.form = "jsonl" if "--jsonl" in flags else "json" if "--json" in flags else "text"
         self.debug = "--debug" in flags or os.environ.get("RLM_DEBUG", "") not in ("", "0")
@@ -177,16 +178,17 @@ class Invocation:
         self._lock = threading.Lock()
 
     def colour(self, preference: str | None) -> None:
-        """Settle whether stderr is coloured, now that `--color` has been read."""
+        """Settle which streams are coloured, now that `--color` has been read."""
+        self.coloured = wants_colour(self.out, preference)
         self.terminal.colour = wants_colour(sys.stderr, preference)
 
     def print(self, text: str) -> None:
         """Print an answer on stdout: unchanged, but on a terminal without control characters."""
         self.write((strip_control(text) if self.out.isatty() else text) + "\n")
 
-    def show(self, text: str, *, lead: str = "", style: str = "", colour: bool = False) -> None:
+    def show(self, text: str, *, lead: str = "", style: str = "") -> None:
         """Print one line of a listing on stdout, without control characters: names and paths may be hostile."""
-        painted = f"\x1b[{_STYLES[style]}m{lead}\x1b[0m" if colour and style else lead
+        painted = f"\x1b[{_STYLES[style]}m{lead}\x1b[0m" if self.coloured and style else lead
         self.write(encodable(self.out, painted + " ".join(strip_control(text).splitlines())) + "\n")
 
     def write(self, text: str) -> None:
@@ -263,7 +265,7 @@ class Invocation:
             word = "terminated" if isinstance(error, Terminated) else "interrupted"
             return word, done, ended.next_step or resume_command(ended, result)
         message, second, next_step = map(without_keys, describe_error(error))
-        if error is self.stdout_error and result is not None:
+        if error is self.stdout_error and result is not None and result.status == "answered":
             answer = f"the answer is in {result.log}" if result.log else ""
             return message.replace("cannot write", "cannot write the answer"), "", answer
         if isinstance(error, rlm.LimitExceeded):
@@ -931,24 +933,20 @@ def context_of(args: argparse.Namespace, shell: Invocation, *, prompt_is_stdin: 
         specs.append("-")
     if not specs:
         return None
-    context = read_context(args, shell, specs, piped)
-    show_notes(context, shell)
-    return context
+    return read_context(args, shell, specs, piped)
 
 
 def read_context(
     args: argparse.Namespace, shell: Invocation, specs: Sequence[str], stdin: bytes | None = None
 ) -> rlm.Context:
-    """Read the files in the configured encoding; journals are skipped."""
+    """Read the files in the configured encoding, without journals, and show what was left out or assumed."""
     encoding = rlm_config.load_config(given_options(args), config=args.config).values["encoding"]
     how: dict[str, Any] = {"exclude": log_folder(args), "encoding": encoding}
-    return rlm.read_context(specs, stdin=stdin, on_slow=lambda text: shell.terminal.write_line(f"rlm: {text}"), **how)
-
-
-def show_notes(context: rlm.Context, shell: Invocation) -> None:
-    """Show what was left out of a context or assumed about it."""
+    how["on_slow"] = lambda text: shell.terminal.write_line(f"rlm: {text}")
+    context = rlm.read_context(specs, stdin=stdin, **how)
     for note in context.notes:
         shell.terminal.write_line(f"rlm: context: {note}")
+    return context
 
 
 def execute_and_report(
@@ -1241,7 +1239,7 @@ def show_run(path: str, shell: Invocation) -> None:
     if shell.form == "json":
         shell.print_json(rlm_viz.merge(events))
     else:
-        text = rlm_viz.tree(events, color=wants_colour(sys.stdout), width=min(stdout_width(), 160))
+        text = rlm_viz.tree(events, color=shell.coloured, width=min(stdout_width(), 160))
         shell.write(encodable(sys.stdout, plain_but_styled(text)) + "\n")
     for problem in problems:
         shell.terminal.write_line(f"rlm: {path}: {problem}")
@@ -2532,10 +2530,9 @@ def doctor(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
         shell.print_json({"ok": ok, "checks": [check._asdict() for check in checks]})
     else:
         marks = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
-        colour = wants_colour(sys.stdout, args.color)
         for check in checks:
             sign, style = marks[check.state]
-            shell.show(f" {check.name:<14} {check.detail}", lead=sign, style=style, colour=colour)
+            shell.show(f" {check.name:<14} {check.detail}", lead=sign, style=style)
             if check.next:
                 shell.show(f"  {'':<14} next: {check.next}")
     return None if ok else Outcome(EXIT_FAILED)

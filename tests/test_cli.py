@@ -394,7 +394,11 @@ def test_a_resumed_run_whose_events_cannot_be_written_is_stopped(openai: Server)
     assert rlm("What?", "--max-iterations", "1").returncode == 3
     program = [sys.executable, "-c", STDOUT_LOST, "call"]
     ran = rlm("resume", "-q", "--jsonl", "--max-iterations", "9", program=program)
-    assert ran.returncode == 1 and "cannot write" in three_lines(ran.stderr)[0]
+    assert (ran.returncode, *three_lines(ran.stderr)) == (
+        1,
+        "rlm: cannot write to stdout: No space left on device",
+        f"  next: rlm resume {journals()[0].stem} --max-iterations 9",
+    )
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -1343,6 +1347,14 @@ def test_logs_lists_runs_and_shows_one_by_any_unique_prefix(openai: Server) -> N
     assert rlm("logs", "-n", "1").stdout.decode().splitlines() == listed[:1]
 
 
+def test_the_tree_of_a_run_is_coloured_as_the_flag_says(openai: Server) -> None:
+    openai.script = answer_with("Paris")
+    assert rlm("-q", "Capital?").returncode == 0
+    (log,) = journals()
+    assert b"\x1b[" in rlm("logs", log.stem, "--color", "always").stdout
+    assert b"\x1b[" not in rlm("logs", log.stem, "--color", "never", env={"FORCE_COLOR": "1"}).stdout
+
+
 def test_logs_of_an_empty_folder() -> None:
     ran = rlm("logs")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"no runs in ./logs\n")
@@ -1869,6 +1881,13 @@ def test_a_chat_keeps_its_variables_and_says_them(openai: Server) -> None:
     said = ran.stderr.decode()
     assert re.search(r"^x +int +", said, re.MULTILINE) and "2 calls" in said and "/reset" in said
     assert Path("talk.md").read_text() == "## set\n\nset\n\n## add\n\n42\n"
+
+
+def test_a_chat_says_what_was_assumed_about_its_context(openai: Server, workspace: Path) -> None:
+    (workspace / "a.txt").write_bytes("caf\xe9 cr\xe8me, d\xe9j\xe0 vu, na\xefve".encode("latin-1"))
+    openai.script = answer_with("ok")
+    noted = [line for line in rlm("What?", "-c", "a.txt").stderr.splitlines() if b"rlm: context: " in line]
+    assert noted and noted[0] in rlm("chat", "-c", "a.txt", input=b"What?\n").stderr.splitlines()
 
 
 def test_a_chat_sums_its_cost_without_the_limits_of_a_prompt(openai: Server) -> None:
