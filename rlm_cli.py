@@ -659,10 +659,7 @@ class Terminal:
             self._write(strip_control(question))
 
     def width(self) -> int:
-        try:
-            return os.get_terminal_size(self.stream.fileno()).columns or 80
-        except (OSError, ValueError):
-            return 80
+        return columns_of(self.stream, 80)
 
     def _write(self, text: str) -> None:
         try:
@@ -670,6 +667,14 @@ class Terminal:
             self.stream.flush()
         except OSError:
             pass  # nobody reads stderr any more; the answer still matters
+
+
+def columns_of(stream: TextIO, otherwise: int) -> int:
+    """The width of the terminal that a stream is; else `otherwise`."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or otherwise
+    except (OSError, ValueError):
+        return otherwise
 
 
 def encodable(stream: TextIO, text: str) -> str:
@@ -1197,7 +1202,7 @@ def logs(args: argparse.Namespace, shell: Invocation) -> None:
         shell.terminal.write_line(f"no runs in {log_dir}")
     else:
         for row in runs[: args.limit]:
-            shell.show(_run_row(row, stdout_width()))
+            shell.show(_run_row(row, columns_of(shell.out, 160)))
         if len(runs) > args.limit:
             shell.terminal.write_line(f"{len(runs) - args.limit} older runs: rlm logs -n {len(runs)}")
 
@@ -1225,22 +1230,14 @@ def local_time(stamp: str | None) -> str:
         return "?"
 
 
-def stdout_width() -> int:
-    """Columns for a table: the terminal's, or 160 in a pipe."""
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or 160
-    except (OSError, ValueError):
-        return 160
-
-
 def show_run(path: str, shell: Invocation) -> None:
     """One run: its call tree, or with --json its merged events."""
     events, problems = rlm_viz.read(path)
     if shell.form == "json":
         shell.print_json(rlm_viz.merge(events))
     else:
-        text = rlm_viz.tree(events, color=shell.coloured, width=min(stdout_width(), 160))
-        shell.write(encodable(sys.stdout, plain_but_styled(text)) + "\n")
+        text = rlm_viz.tree(events, color=shell.coloured, width=min(columns_of(shell.out, 160), 160))
+        shell.write(encodable(shell.out, plain_but_styled(text)) + "\n")
     for problem in problems:
         shell.terminal.write_line(f"rlm: {path}: {problem}")
 
@@ -2732,23 +2729,13 @@ def check_sandbox(settings: rlm_config.Configuration) -> Check:
 
 def check_docker(settings: rlm_config.Configuration) -> Check:
     """Whether a Docker daemon answers within two seconds; needed only where the configuration asks for it."""
-    found: list[str] = []
-    trouble: list[tuple[str, str]] = []
-
-    def ask() -> None:
-        try:
-            found.append(str(rlm_sandbox.docker_engine().version()["Version"]))
-        except Exception as error:  # the SDK may raise anything, and that is what to report
-            trouble.append((one_line(error, 200), getattr(error, "hint", "")))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(2)
-    if found:
-        return Check("docker", "ok", f"daemon {found[0]}")
+    asking = rlm.spawn(lambda: str(rlm_sandbox.docker_engine().version()["Version"]))
+    found = asking.outcome() if asking.wait(2) else TimeoutError("no answer in 2 s")
+    if isinstance(found, str):
+        return Check("docker", "ok", f"daemon {found}")
     state = "fail" if settings.values["environment"] == "docker" else "warn"
-    what, following = trouble[0] if trouble else ("no answer in 2 s", "")
-    return Check("docker", state, what, f"{following or 'start Docker'} (only --env docker needs it)")
+    following = getattr(found, "hint", "") or "start Docker"
+    return Check("docker", state, one_line(found, 200), f"{following} (only --env docker needs it)")
 
 
 def check_logs(settings: rlm_config.Configuration) -> Check:
