@@ -106,10 +106,10 @@ def exit_status(error: BaseException) -> tuple[int, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["mcp-serve"]:  # an MCP client waits for the first byte: nothing else may cost time
-        return mcp_serve(arguments[1:])
     stderr = sys.stderr
     try:
+        if arguments[:1] == ["mcp-serve"]:  # an MCP client waits for the first byte: nothing else may cost time
+            return mcp_serve(arguments[1:])
         shell = Invocation(arguments)
         return shell.report(outcome_of(lambda: dispatch(arguments, shell)))
     except KeyboardInterrupt as stop:  # before the command begins, or while its outcome is reported
