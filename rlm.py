@@ -744,6 +744,7 @@ class RLM:
             on_progress=self._on_progress,
             on_confirm=self._on_confirm,
         )
+        clone._lock, clone._runs, clone._starting = self._lock, self._runs, self._starting  # `stop` ends its runs, too
         clone._given.setdefault("log_dir", os.path.dirname(path))
         clone.options = dataclasses.replace(clone.options, log_dir=os.path.dirname(path))
         return clone
@@ -1018,8 +1019,9 @@ def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
-    later = spawn(work)
+    later = Future(work)
     try:
+        threading.Thread(target=later.run, daemon=True).start()  # not `spawn`: Ctrl-C may come before it returns
         later.wait()
     except KeyboardInterrupt as interrupt:
         with ignore_sigint():

@@ -107,12 +107,14 @@ def exit_status(error: BaseException) -> tuple[int, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["mcp-serve"]:  # an MCP client waits for the first byte: nothing else may cost time
-        return mcp_serve(arguments[1:])
     stderr = sys.stderr
     try:
+        if arguments[:1] == ["mcp-serve"]:  # an MCP client waits for the first byte: nothing else may cost time
+            return mcp_serve(arguments[1:])
         shell = Invocation(arguments)
         return shell.report(outcome_of(lambda: dispatch(arguments, shell)))
+    except KeyboardInterrupt as stop:  # before the command begins, or while its outcome is reported
+        return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
     finally:
         sys.stderr = stderr
 
@@ -179,6 +181,7 @@ class Invocation:
         sys.stderr = Harmless(sys.stderr)  # what tools, warnings and other modules print
         warnings.formatwarning = format_warning
         self.out = sys.stdout  # while a run goes on, sys.stdout is stderr: see `prints_to_stderr`
+        self.coloured = False
         flags = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
         self.form = "jsonl" if "--jsonl" in flags else "json" if "--json" in flags else "text"
         self.debug = "--debug" in flags or os.environ.get("RLM_DEBUG", "") not in ("", "0")
@@ -186,16 +189,17 @@ class Invocation:
         self._lock = threading.Lock()
 
     def colour(self, preference: str | None) -> None:
-        """Settle whether stderr is coloured, now that `--color` has been read."""
+        """Settle which streams are coloured, now that `--color` has been read."""
+        self.coloured = wants_colour(self.out, preference)
         self.terminal.colour = wants_colour(sys.stderr, preference)
 
     def print(self, text: str) -> None:
         """Print an answer on stdout: unchanged, but on a terminal without control characters."""
         self.write((strip_control(text) if self.out.isatty() else text) + "\n")
 
-    def show(self, text: str, *, lead: str = "", style: str = "", colour: bool = False) -> None:
+    def show(self, text: str, *, lead: str = "", style: str = "") -> None:
         """Print one line of a listing on stdout, without control characters: names and paths may be hostile."""
-        painted = f"\x1b[{_STYLES[style]}m{lead}\x1b[0m" if colour and style else lead
+        painted = f"\x1b[{_STYLES[style]}m{lead}\x1b[0m" if self.coloured and style else lead
         self.write(encodable(self.out, painted + " ".join(strip_control(text).splitlines())) + "\n")
 
     def write(self, text: str) -> None:
@@ -206,11 +210,13 @@ class Invocation:
     def flush(self) -> None:
         """Return once everything is written, or raise."""
         with self._writing():
-            sys.stdout.flush()
+            self.out.flush()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """A full disk is an RLMError, a reader that went away a BrokenPipeError. From then on stdout goes nowhere."""
+        """A full disk is an RLMError, a reader that went away a BrokenPipeError; so is every later attempt to write."""
+        if self.stdout_error is not None:
+            raise self.stdout_error
         try:
             yield
         except OSError as error:
@@ -229,16 +235,14 @@ class Invocation:
             self.write(line)
             self.flush()
 
-    def emit(self, event: Event) -> None:
-        """An event for `--jsonl`. Where stdout is lost the run ends: it costs money and nobody reads it."""
-        if self.stdout_error is not None:
-            return
-        try:
-            self.print_json(event)
-        except (BrokenPipeError, rlm.RLMError):
-            import _thread
-
-            _thread.interrupt_main()
+    def emit(self, event: Event) -> bool:
+        """Write an event for `--jsonl`; False if this has failed. Once stdout is lost, events are dropped."""
+        if self.stdout_error is None:
+            try:
+                self.print_json(event)
+            except (BrokenPipeError, rlm.RLMError):
+                return False  # the error is kept
+        return True
 
     def report(self, ended: Outcome) -> int:
         """Report how the command ended, on stdout and in three lines on stderr; the exit code."""
@@ -248,8 +252,7 @@ class Invocation:
                 self.flush()
             except (BrokenPipeError, rlm.RLMError):
                 pass  # it is kept
-        if self.stdout_error is not None and (error is None or isinstance(error, KeyboardInterrupt)):
-            error = self.stdout_error
+        error = self.stdout_error or error
         if error is None:
             return ended.code
         code, status = exit_status(error)
@@ -273,7 +276,7 @@ class Invocation:
             word = "terminated" if isinstance(error, Terminated) else "interrupted"
             return word, done, ended.next_step or resume_command(ended, result)
         message, second, next_step = map(without_keys, describe_error(error))
-        if error is self.stdout_error and result is not None:
+        if error is self.stdout_error and result is not None and result.status == "answered":
             answer = f"the answer is in {result.log}" if result.log else ""
             return message.replace("cannot write", "cannot write the answer"), "", answer
         if isinstance(error, rlm.LimitExceeded):
@@ -489,21 +492,13 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
     taken = {flag for action in parser._actions for flag in action.option_strings}
     for name, row in rlm_config.OPTIONS.items():
         text = row.metadata["help"].replace("%", "%%")
-        kind = rlm_config.type_of(name)
         flags = [flag for flag in flags_of(name) if flag not in taken]
+        kind = rlm_config.type_of(name)
+        repeats = kind.startswith("list") or name in (*rlm_config.PAIRS, "mcp")
+        how: dict[str, Any] = {"action": "append" if repeats else "store", "metavar": metavar(name)}
         if kind == "bool":
-            group.add_argument(
-                *flags,
-                dest=name,
-                action=argparse.BooleanOptionalAction,
-                default=None,
-                help=help_with_default(text, row),
-            )
-        else:
-            repeat = "append" if kind.startswith("list") or name in (*rlm_config.PAIRS, "mcp") else "store"
-            group.add_argument(
-                *flags, dest=name, action=repeat, metavar=metavar(name), help=help_with_default(text, row)
-            )
+            how = {"action": argparse.BooleanOptionalAction, "default": None}
+        group.add_argument(*flags, dest=name, help=help_with_default(text, row), **how)
     group.add_argument("--no-log", action="store_true", help="write no journal; the run cannot be resumed")
 
 
@@ -675,10 +670,7 @@ class Terminal:
             self._write(strip_control(question))
 
     def width(self) -> int:
-        try:
-            return os.get_terminal_size(self.stream.fileno()).columns or 80
-        except (OSError, ValueError):
-            return 80
+        return columns_of(self.stream, 80)
 
     def _write(self, text: str) -> None:
         try:
@@ -686,6 +678,14 @@ class Terminal:
             self.stream.flush()
         except OSError:
             pass  # nobody reads stderr any more; the answer still matters
+
+
+def columns_of(stream: TextIO, otherwise: int) -> int:
+    """The width of the terminal that a stream is; else `otherwise`."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or otherwise
+    except (OSError, ValueError):
+        return otherwise
 
 
 def encodable(stream: TextIO, text: str) -> str:
@@ -949,24 +949,20 @@ def context_of(args: argparse.Namespace, shell: Invocation, *, prompt_is_stdin: 
         specs.append("-")
     if not specs:
         return None
-    context = read_context(args, shell, specs, piped)
-    show_notes(context, shell)
-    return context
+    return read_context(args, shell, specs, piped)
 
 
 def read_context(
     args: argparse.Namespace, shell: Invocation, specs: Sequence[str], stdin: bytes | None = None
 ) -> rlm.Context:
-    """Read the files in the configured encoding; journals are skipped."""
+    """Read the files in the configured encoding, without journals, and show what was left out or assumed."""
     encoding = rlm_config.load_config(given_options(args), config=args.config).values["encoding"]
     how: dict[str, Any] = {"exclude": log_folder(args), "encoding": encoding}
-    return rlm.read_context(specs, stdin=stdin, on_slow=lambda text: shell.terminal.write_line(f"rlm: {text}"), **how)
-
-
-def show_notes(context: rlm.Context, shell: Invocation) -> None:
-    """Show what was left out of a context or assumed about it."""
+    how["on_slow"] = lambda text: shell.terminal.write_line(f"rlm: {text}")
+    context = rlm.read_context(specs, stdin=stdin, **how)
     for note in context.notes:
         shell.terminal.write_line(f"rlm: context: {note}")
+    return context
 
 
 def execute_and_report(
@@ -1019,18 +1015,22 @@ def open_runtime(
     progress: Progress,
     seen: list[Event] | None = None,
 ) -> rlm.RLM:
-    """An RLM whose events are shown as progress, printed by `--jsonl` and kept in `seen`."""
+    """An RLM whose events are shown as progress, printed by `--jsonl` and kept in `seen`.
+
+    Where stdout is lost, the run is stopped: it costs money, and nobody reads it.
+    """
 
     def listen(event: Event) -> None:
         if "v" in event:  # pieces of text and output are not part of the trajectory
-            if shell.form == "jsonl":
-                shell.emit(event)
+            if shell.form == "jsonl" and not shell.emit(event) and not ends_run(event):
+                threading.Thread(target=runtime.stop, daemon=True).start()  # the journal waits for this listener
             if seen is not None:
                 seen.append(event)
         progress.update(event)
 
     heard = {"on_event": listen, "on_progress": progress.update, "on_confirm": progress.ask}
-    return rlm.RLM(**{**options, "verbose": False, "config": args.config, **heard})
+    runtime = rlm.RLM(**{**options, "verbose": False, "config": args.config, **heard})
+    return runtime
 
 
 def run_outcome(
@@ -1107,7 +1107,7 @@ def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> Outcome:
                     shell.write(strip_control(piece) if shown else piece)
                     shell.out.flush()
                 else:
-                    shell.emit({"event": "text", "delta": piece})
+                    shell.print_json({"event": "text", "delta": piece})
         if shell.form == "jsonl":
             result = rlm.last_result()
             shell.print_result_json(result_dict("answered", result, result.model if result else None, None))
@@ -1151,7 +1151,7 @@ def replay(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
         divergence.extend(replayed.divergence)
         return replayed.result
 
-    ended = execute_and_report(args, shell, ask)
+    ended = replace(execute_and_report(args, shell, ask), resume_flags=None)  # what was recorded has ended already
     if ended.error is not None:
         return ended
     if not divergence:
@@ -1213,7 +1213,7 @@ def logs(args: argparse.Namespace, shell: Invocation) -> None:
         shell.terminal.write_line(f"no runs in {log_dir}")
     else:
         for row in runs[: args.limit]:
-            shell.show(_run_row(row, stdout_width()))
+            shell.show(_run_row(row, columns_of(shell.out, 160)))
         if len(runs) > args.limit:
             shell.terminal.write_line(f"{len(runs) - args.limit} older runs: rlm logs -n {len(runs)}")
 
@@ -1241,22 +1241,14 @@ def local_time(stamp: str | None) -> str:
         return "?"
 
 
-def stdout_width() -> int:
-    """Columns for a table: the terminal's, or 160 in a pipe."""
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or 160
-    except (OSError, ValueError):
-        return 160
-
-
 def show_run(path: str, shell: Invocation) -> None:
     """One run: its call tree, or with --json its merged events."""
     events, problems = rlm_viz.read(path)
     if shell.form == "json":
         shell.print_json(rlm_viz.merge(events))
     else:
-        text = rlm_viz.tree(events, color=wants_colour(sys.stdout), width=min(stdout_width(), 160))
-        shell.write(encodable(sys.stdout, plain_but_styled(text)) + "\n")
+        text = rlm_viz.tree(events, color=shell.coloured, width=min(columns_of(shell.out, 160), 160))
+        shell.write(encodable(shell.out, plain_but_styled(text)) + "\n")
     for problem in problems:
         shell.terminal.write_line(f"rlm: {path}: {problem}")
 
@@ -1307,26 +1299,27 @@ def follow(args: argparse.Namespace, shell: Invocation, log_dir: str) -> None:
 
 def new_events(path: str) -> Iterator[Event]:
     """The events of a journal as they are written; ends after the root's `end`, when nothing follows it."""
-    ended, rest = False, bytearray()
+    ended, line = False, bytearray()
     with open(path, "rb") as file:
         while True:
-            piece = file.read(1 << 20)
-            if not piece:
-                if ended:
-                    return
+            if piece := file.readline(rlm.LINE_LIMIT):
+                line += piece
+            elif ended:
+                return
+            else:
                 time.sleep(0.1)
-                continue
-            rest += piece
-            if b"\n" not in piece:
-                if len(rest) > rlm.LINE_LIMIT:
-                    rest.clear()
-                continue
-            *lines, rest = rest.split(b"\n")
-            for line in lines:
-                event = rlm.journal_event(line + b"\n")
-                if event is not None:  # else a line that a killed process left incomplete
-                    ended = event.get("event") == "end" and not event.get("depth")
-                    yield event
+            if not line.endswith(b"\n") and len(line) <= rlm.LINE_LIMIT:
+                continue  # the rest of it is still to be written
+            event = rlm.journal_event(bytes(line))
+            line.clear()
+            if event is not None:  # else a line that a killed process left incomplete
+                ended = ends_run(event)
+                yield event
+
+
+def ends_run(event: Event) -> bool:
+    """Whether an event is the `end` of a run's root."""
+    return event.get("event") == "end" and not event.get("depth")
 
 
 def declare_visualize(parser: argparse.ArgumentParser) -> None:
@@ -1381,12 +1374,9 @@ def _port_error(error: OSError, port: int) -> rlm.ConfigError:
 def declare_export(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} ID ... --otel | --sft | --ipynb | --csv | --chrome [-o FILE] [--dir DIR]"
     parser.add_argument("words", nargs="*", metavar="ID", help="a run, by any unique prefix, or a glob; '*' is all")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--otel", action="store_true", help="OpenTelemetry spans, sent to the endpoint or as JSON")
-    form.add_argument("--sft", action="store_true", help="training samples, one for each turn, as JSONL in chat format")
-    form.add_argument("--ipynb", action="store_true", help="a Jupyter notebook of the run's cells and their outputs")
-    form.add_argument("--csv", action="store_true", help="a table of the run's rows: times, tokens, cost")
-    form.add_argument("--chrome", action="store_true", help="a Chrome trace, for Perfetto and chrome://tracing")
+    forms = parser.add_mutually_exclusive_group()
+    for form, text in _EXPORTS.items():
+        forms.add_argument(f"--{form}", dest="form", action="store_const", const=form, help=text)
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="output file (default: stdout)")
     parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
     parser.add_argument(
@@ -1394,7 +1384,9 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="--otel: the collector (default: OTEL_EXPORTER_OTLP_ENDPOINT, else no request)",
     )
-    parser.add_argument("--bodies", action="store_true", help="--otel: include prompts, replies, code and outputs")
+    parser.add_argument(
+        "--bodies", action="store_const", const=True, help="--otel: include prompts, replies, code and outputs"
+    )
     parser.add_argument(
         "--status", metavar="WORD", help="--sft: only runs with this status (answered, partial, error, …)"
     )
@@ -1402,27 +1394,28 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scores", metavar="FILE", help="--sft: JSON or JSONL that gives the score of each run's id")
 
 
+_EXPORTS = {
+    "otel": "OpenTelemetry spans, sent to the endpoint or as JSON",
+    "sft": "training samples, one for each turn, as JSONL in chat format",
+    "ipynb": "a Jupyter notebook of the run's cells and their outputs",
+    "csv": "a table of the run's rows: times, tokens, cost",
+    "chrome": "a Chrome trace, for Perfetto and chrome://tracing",
+}
+
+
 def export(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm export ID`: convert journals for other programs."""
-    log_dir = log_folder(args)
-    forms = {
-        "otel": export_spans,
-        "sft": export_samples,
-        "ipynb": export_notebook,
-        "csv": export_table,
-        "chrome": export_trace,
-    }
-    chosen = next((name for name in forms if getattr(args, name)), "")
-    if not chosen:
+    if args.form is None:
         raise rlm.ConfigError("no export format given", hint="--otel, --sft, --ipynb, --csv or --chrome")
-    of_otel, of_sft = args.endpoint or args.bodies, args.status or args.scores or args.min_score is not None
-    if (of_otel and chosen != "otel") or (of_sft and chosen != "sft"):
-        wrong = next(flag for flag in ("endpoint", "bodies", "status", "scores", "min_score") if getattr(args, flag))
-        owner = "--otel" if of_otel and chosen != "otel" else "--sft"
-        raise rlm.ConfigError(f"--{wrong.replace('_', '-')} goes with {owner}", hint=f"{owner} instead of --{chosen}")
+    flags = {"endpoint": "otel", "bodies": "otel", "status": "sft", "scores": "sft", "min_score": "sft"}
+    for flag, form in flags.items():
+        if form != args.form and getattr(args, flag) is not None:
+            hint = f"--{form} instead of --{args.form}"
+            raise rlm.ConfigError(f"--{flag.replace('_', '-')} goes with --{form}", hint=hint)
     if args.output != "-":
         _require_folder(args.output)
-    forms[chosen](args, shell, _chosen_logs(log_dir, args.words))
+    convert = {"otel": export_spans, "sft": export_samples}.get(args.form, export_run)
+    convert(args, shell, _chosen_logs(log_folder(args), args.words))
 
 
 def _chosen_logs(log_dir: str, words: Sequence[str]) -> list[str]:
@@ -1473,7 +1466,7 @@ def _write_output(args: argparse.Namespace, shell: Invocation, pieces: Iterable[
 
 def export_spans(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
     """`--otel`: send the spans to the collector, or print the JSON that it would be sent."""
-    spans = [span for _, events in _read_logs(paths, shell) for span in rlm_viz.spans(events, bodies=args.bodies)]
+    spans = [span for _, events in _read_logs(paths, shell) for span in rlm_viz.spans(events, bodies=bool(args.bodies))]
     if args.output != "-" or not (args.endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")):
         _write_output(args, shell, [json.dumps(rlm_viz.otlp(spans)), "\n"])
         return
@@ -1533,30 +1526,19 @@ def read_scores(path: str) -> dict[str, float]:
         raise rlm.ConfigError(f"--scores: {path!r} holds no scores: {error}", hint=hint) from None
 
 
-def _one_run(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> list[Event]:
-    """The events of the only run that was named."""
+def export_run(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
+    """`--ipynb`, `--csv` and `--chrome`: print one run as a notebook, a table or a Chrome trace."""
     if len(paths) != 1:
         raise rlm.ConfigError(f"this format takes one run, not {len(paths)}", hint="rlm logs lists the runs")
-    [(_, events)] = _read_logs(paths, shell)
-    return events
-
-
-def export_table(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
-    """`--csv`: print the rows of one run as a table."""
-    _write_output(args, shell, rlm_viz.csv_table(_one_run(args, shell, paths)))
-
-
-def export_trace(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
-    """`--chrome`: print one run as a Chrome trace."""
-    _write_output(args, shell, [json.dumps(rlm_viz.chrome_trace(_one_run(args, shell, paths))), "\n"])
-
-
-def export_notebook(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
-    """`--ipynb`: print one run as a notebook."""
-    events = _one_run(args, shell, paths)
-    saved = os.path.abspath(os.path.splitext(paths[0])[0] + ".context")
-    book = rlm_viz.notebook(events, saved if os.path.isfile(saved) else "")
-    _write_output(args, shell, [json.dumps(book, indent=1), "\n"])
+    [(path, events)] = _read_logs(paths, shell)
+    if args.form == "csv":
+        _write_output(args, shell, rlm_viz.csv_table(events))
+    elif args.form == "chrome":
+        _write_output(args, shell, [json.dumps(rlm_viz.chrome_trace(events)), "\n"])
+    else:
+        saved = os.path.abspath(os.path.splitext(path)[0] + ".context")
+        book = rlm_viz.notebook(events, saved if os.path.isfile(saved) else "")
+        _write_output(args, shell, [json.dumps(book, indent=1), "\n"])
 
 
 # --- chat -----------------------------------------------------------------------------------------------------------
@@ -2079,6 +2061,7 @@ options:
 
 def mcp_serve(arguments: Sequence[str]) -> int:
     """`rlm mcp-serve`: its few arguments are parsed by hand, because argparse would make the client wait."""
+    ensure_std_streams()
     settings: dict[str, Any] = {}
     words = iter(arguments)
     for word in words:
@@ -2231,27 +2214,17 @@ def scripted_server() -> ThreadingHTTPServer:
             message = {"role": "assistant", **scripted_message(asked["messages"], tools=bool(asked.get("tools")))}
             finish = "tool_calls" if message.get("tool_calls") else "stop"
             size, answered = len(json.dumps(asked["messages"])) // 4, len(json.dumps(message)) // 4
-            usage = {"prompt_tokens": size, "completion_tokens": answered, "total_tokens": size + answered}
-            head = {"id": "demo", "model": _DEMO_MODEL, "created": 0}
-            if asked.get("stream"):
-                chunks: list[Row] = [{"choices": [{"index": 0, "delta": message, "finish_reason": None}]}]
-                chunks += [
-                    {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]},
-                    {"choices": [], "usage": usage},
-                ]
-                lines = [f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', **c})}\n\n" for c in chunks]
-                self.reply("text/event-stream", "".join(lines) + "data: [DONE]\n\n")
-            else:
-                choices = [{"index": 0, "message": message, "finish_reason": finish}]
-                whole = {**head, "object": "chat.completion", "choices": choices, "usage": usage}
-                self.reply("application/json", json.dumps(whole))
-
-        def reply(self, kind: str, text: str) -> None:
+            reply = {
+                "model": _DEMO_MODEL,
+                "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+                "usage": {"prompt_tokens": size, "completion_tokens": answered, "total_tokens": size + answered},
+            }
+            body = json.dumps(reply).encode()  # also where a stream was asked for
             self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(text.encode())))
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(text.encode())
+            self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass  # the progress line says enough
@@ -2305,6 +2278,7 @@ def demo(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
     args.config = False
     try:
         ended = execute_and_report(args, shell, lambda runtime: runtime.completion(_DEMO_QUESTION, log), options)
+        ended = replace(ended, resume_flags=None)  # its model is gone
     finally:
         server.shutdown()
     if ended.error is not None or (result := ended.result) is None:
@@ -2564,10 +2538,9 @@ def doctor(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
         shell.print_json({"ok": ok, "checks": [check._asdict() for check in checks]})
     else:
         marks = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
-        colour = wants_colour(sys.stdout, args.color)
         for check in checks:
             sign, style = marks[check.state]
-            shell.show(f" {check.name:<14} {check.detail}", lead=sign, style=style, colour=colour)
+            shell.show(f" {check.name:<14} {check.detail}", lead=sign, style=style)
             if check.next:
                 shell.show(f"  {'':<14} next: {check.next}")
     return None if ok else Outcome(EXIT_FAILED)
@@ -2767,22 +2740,14 @@ def check_sandbox(settings: rlm_config.Configuration) -> Check:
 
 def check_docker(settings: rlm_config.Configuration) -> Check:
     """Whether a Docker daemon answers within two seconds; needed only where the configuration asks for it."""
-    found: list[str] = []
-    trouble: list[tuple[str, str]] = []
-
-    def ask() -> None:
-        try:
-            found.append(str(rlm_sandbox.docker_engine().version()["Version"]))
-        except Exception as error:  # the SDK may raise anything, and that is what to report
-            trouble.append((one_line(error, 200), getattr(error, "hint", "")))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(2)
-    if found:
-        return Check("docker", "ok", f"daemon {found[0]}")
+    asking = rlm.spawn(lambda: str(rlm_sandbox.docker_engine().version()["Version"]))
+    what, following = "no answer in 2 s", ""
+    try:
+        if asking.wait(2):
+            return Check("docker", "ok", f"daemon {asking.get()}")
+    except Exception as error:  # the SDK may raise anything, and that is what to report
+        what, following = one_line(error, 200), getattr(error, "hint", "")
     state = "fail" if settings.values["environment"] == "docker" else "warn"
-    what, following = trouble[0] if trouble else ("no answer in 2 s", "")
     return Check("docker", state, what, f"{following or 'start Docker'} (only --env docker needs it)")
 
 

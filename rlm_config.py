@@ -761,15 +761,11 @@ def _dotenv_keys(cwd: str) -> dict[str, str]:
     known = rlm_backends.key_variables()
     found = {}
     for line in text.splitlines():
-        left, equals, value = line.partition("=")
-        name = left.strip().removeprefix("export").strip() if left.split()[:1] == ["export"] else left.strip()
-        if name in known and equals:
-            value = value.strip()
-            if value[:1] in ("'", '"') and value[-1:] == value[:1]:
-                value = value[1:-1]
-            else:
-                value = value.split(" #")[0].strip()
-            found[name] = value
+        match = re.match(r"\s*(?:export\s+)?(\w+)\s*=(.*)", line)
+        if match and match[1] in known:
+            value = match[2].strip()
+            quoted = re.match(r"""(['"])(.*?)\1\s*(?:#.*)?\Z""", value)
+            found[match[1]] = quoted[2] if quoted else value.split(" #")[0].strip()
     return found
 
 

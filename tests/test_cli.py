@@ -339,6 +339,68 @@ def test_jsonl_is_the_events_and_then_the_result(openai: Server) -> None:
     assert set(last) == {"event", *KEYS}
 
 
+def test_jsonl_is_written_as_it_happens(openai: Server) -> None:
+    free = threading.Event()
+    openai.script = answer_with(Turn("done", until=free))
+    process = start("--jsonl", "What?", env={**os.environ, "PYTHONUNBUFFERED": ""})
+    assert process.stdout is not None
+    seen = select.select([process.stdout], [], [], 30)[0]
+    free.set()
+    assert seen and ended(process)[0] == 0
+
+
+STDOUT_LOST = """
+import sys, rlm_cli
+
+class Stdout:
+    def __init__(self, stream, event):
+        self.stream, self.event = stream, event
+
+    def write(self, text):
+        if self.event in text:
+            raise OSError(28, "No space left on device")
+        return self.stream.write(text)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+sys.stdout = Stdout(sys.stdout, '"event": "' + sys.argv.pop(1) + '"')
+raise SystemExit(rlm_cli.main())
+"""
+
+
+def stdout_lost(event: str, *arguments: str) -> str:
+    """What happened to the run after stdout was lost at the event: the status that its journal has."""
+    ran = rlm("-q", "--jsonl", *arguments, program=[sys.executable, "-c", STDOUT_LOST, event])
+    lines = three_lines(ran.stderr)
+    assert ran.returncode == 1 and re.fullmatch(r"rlm: cannot write .*to stdout: No space left on device", lines[0])
+    assert "No space" not in "".join(lines[1:])
+    return str([event["status"] for event in events() if event["event"] == "end"][-1])
+
+
+@pytest.mark.parametrize("event", ["start", "call", "tool"])
+def test_a_run_whose_events_cannot_be_written_is_stopped(openai: Server, event: str) -> None:
+    openai.script = answer_with(scripted.hang() if event == "start" else code("x = 1"), scripted.hang())
+    assert stdout_lost(event, "What?") == "error"
+
+
+def test_a_run_that_has_just_ended_is_left_as_it_is(openai: Server) -> None:
+    openai.script = answer_with("done")
+    assert stdout_lost("end", "What?") == "answered"
+
+
+def test_a_resumed_run_whose_events_cannot_be_written_is_stopped(openai: Server) -> None:
+    openai.script = answer_with(code("x = 1"), code("x = 2"), scripted.hang())
+    assert rlm("What?", "--max-iterations", "1").returncode == 3
+    program = [sys.executable, "-c", STDOUT_LOST, "call"]
+    ran = rlm("resume", "-q", "--jsonl", "--max-iterations", "9", program=program)
+    assert (ran.returncode, *three_lines(ran.stderr)) == (
+        1,
+        "rlm: cannot write to stdout: No space left on device",
+        f"  next: rlm resume {journals()[0].stem} --max-iterations 9",
+    )
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -681,6 +743,8 @@ def test_replay_runs_the_code_again_offline_and_says_where_it_differs(openai: Se
     (log,) = journals()
     same = rlm("replay", log.stem[:4])
     assert (same.returncode, same.stdout) == (0, b"10\n"), same.stderr
+    limited = rlm("replay", log.stem, "--max-iterations", "1")
+    assert limited.returncode == 3 and b"rlm resume" not in limited.stderr, limited.stderr
     log.write_text(log.read_text().replace("FINAL(x * 2)", "FINAL(x * 3)"))
     other = rlm("replay", log.stem)
     assert (other.returncode, other.stdout) == (1, b"15\n")
@@ -712,6 +776,33 @@ def the_way_on(err: str) -> None:
     lines = three_lines(err.encode())
     assert lines[0] == "rlm: interrupted"
     assert lines[-1] == f"  next: rlm resume {journals()[0].stem}"
+
+
+def test_interrupted_while_the_thread_of_a_run_starts(openai: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is at work before its `start` has returned: it must not be left alone with the run."""
+    import rlm as library
+
+    starting = threading.Thread.start
+
+    def start_and_interrupt(thread: threading.Thread) -> None:
+        starting(thread)
+        is_work = isinstance(getattr(vars(thread).get("_target"), "__self__", None), library.Future)
+        if is_work and threading.current_thread() is threading.main_thread():
+            openai.wait_for(1)
+            raise KeyboardInterrupt
+
+    openai.script = lambda request: scripted.hang()
+    runtime = library.RLM(log_dir="logs")
+    monkeypatch.setattr(threading.Thread, "start", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        runtime.completion("What?")
+    assert [event["event"] for event in events()] == ["start", "interrupted", "end"]
+
+
+def test_interrupted_while_it_reports(openai: Server) -> None:
+    program = "import os, rlm_cli\nrlm_cli.Invocation.flush = lambda self: os.kill(os.getpid(), 2)\n"
+    ran = rlm("providers", "openai", program=[sys.executable, "-c", f"{program}raise SystemExit(rlm_cli.main())"])
+    assert (ran.returncode, ran.stderr) == (130, b"")
 
 
 def test_interrupted_before_the_first_byte(openai: Server) -> None:
@@ -1256,6 +1347,14 @@ def test_logs_lists_runs_and_shows_one_by_any_unique_prefix(openai: Server) -> N
     assert rlm("logs", "-n", "1").stdout.decode().splitlines() == listed[:1]
 
 
+def test_the_tree_of_a_run_is_coloured_as_the_flag_says(openai: Server) -> None:
+    openai.script = answer_with("Paris")
+    assert rlm("-q", "Capital?").returncode == 0
+    (log,) = journals()
+    assert b"\x1b[" in rlm("logs", log.stem, "--color", "always").stdout
+    assert b"\x1b[" not in rlm("logs", log.stem, "--color", "never", env={"FORCE_COLOR": "1"}).stdout
+
+
 def test_logs_of_an_empty_folder() -> None:
     ran = rlm("logs")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"no runs in ./logs\n")
@@ -1514,6 +1613,12 @@ def test_help_and_mcp_serve_import_only_what_they_need(workspace: Path) -> None:
     assert not {"requests", "docker", "RestrictedPython", "rlm_viz", "rlm_mcp"} & set(helped.stderr.decode().split())
 
 
+def test_mcp_serve_says_nothing_on_stdout_where_stderr_is_closed() -> None:
+    command = ["sh", "-c", 'exec "$0" -m rlm mcp-serve --nope 2>&-', sys.executable]
+    ran = subprocess.run(command, capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (2, b"")
+
+
 def test_mcp_serve_refuses_what_it_does_not_know() -> None:
     for arguments in (["--nope"], ["--env", "cloud"], ["--max-wait", "soon"], ["--workspace"]):
         ran = rlm("mcp-serve", *arguments)
@@ -1535,6 +1640,14 @@ def test_the_demo_works_on_its_log_and_is_checked() -> None:
     assert ran.stdout.decode().strip() == recorded[-1]["response"]
     assert re.search(r"log: \./logs/\S+\.jsonl\npage: \./logs/\S+\.html\n", said)
     assert list(Path("logs").glob("*.html"))
+
+
+def test_an_interrupted_demo_is_not_to_be_resumed() -> None:
+    """Its model is gone."""
+    process = start("demo", "-q")
+    journal_line('"event":"call"')
+    status, _, err = interrupt(process)
+    assert status == 130 and "rlm: interrupted" in err and "resume" not in err
 
 
 def test_the_demo_uses_no_key_and_no_configuration_that_is_there(workspace: Path) -> None:
@@ -1768,6 +1881,13 @@ def test_a_chat_keeps_its_variables_and_says_them(openai: Server) -> None:
     said = ran.stderr.decode()
     assert re.search(r"^x +int +", said, re.MULTILINE) and "2 calls" in said and "/reset" in said
     assert Path("talk.md").read_text() == "## set\n\nset\n\n## add\n\n42\n"
+
+
+def test_a_chat_says_what_was_assumed_about_its_context(openai: Server, workspace: Path) -> None:
+    (workspace / "a.txt").write_bytes("caf\xe9 cr\xe8me, d\xe9j\xe0 vu, na\xefve".encode("latin-1"))
+    openai.script = answer_with("ok")
+    noted = [line for line in rlm("What?", "-c", "a.txt").stderr.splitlines() if b"rlm: context: " in line]
+    assert noted and noted[0] in rlm("chat", "-c", "a.txt", input=b"What?\n").stderr.splitlines()
 
 
 def test_a_chat_sums_its_cost_without_the_limits_of_a_prompt(openai: Server) -> None:

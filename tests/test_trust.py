@@ -102,6 +102,24 @@ def test_dotenv_gives_provider_keys_and_nothing_else(workspace: Path, server: Se
     assert rlm.complete("go", model=MODEL, base_url=server.base_url).response == "ok"
 
 
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("OPENAI_API_KEY=sk-1", "sk-1"),
+        (" export\tOPENAI_API_KEY = sk-1 # mine", "sk-1"),
+        ("OPENAI_API_KEY='sk 1'", "sk 1"),
+        ('OPENAI_API_KEY="sk #1"  # mine', "sk #1"),
+        ("OPENAI_API_KEY='it''s'", "it''s"),
+        ("OPENAI_API_KEY='sk", "'sk"),
+        ("exportOPENAI_API_KEY=sk-1", None),
+        ("#OPENAI_API_KEY=sk-1", None),
+    ],
+)
+def test_a_line_of_dotenv(workspace: Path, line: str, key: str | None) -> None:
+    (workspace / ".env").write_text(f"{line}\n")
+    assert rlm.RLM().configuration.environ.get("OPENAI_API_KEY") == key
+
+
 @pytest.mark.parametrize("target", ["/dev/zero", "/dev/tty", "/dev/null", "nowhere"])
 def test_a_dotenv_that_leads_to_a_device_is_none(workspace: Path, target: str) -> None:
     (workspace / ".env").symlink_to(target)
