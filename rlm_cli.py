@@ -26,11 +26,11 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 if TYPE_CHECKING:
     import argparse
+    from dataclasses import Field
     from http.server import ThreadingHTTPServer
 
     import rlm
@@ -78,8 +78,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_LIMIT, EXIT_INTERRUPTED, EXIT_TERMINATED 
 # --- entry point and outcome ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a command ended. A command returns one, or None where it did all that it was asked to."""
 
     code: int = EXIT_OK  # of a command that ended by itself; else `error` decides
@@ -1151,7 +1150,7 @@ def replay(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
         divergence.extend(replayed.divergence)
         return replayed.result
 
-    ended = replace(execute_and_report(args, shell, ask), resume_flags=None)  # what was recorded has ended already
+    ended = execute_and_report(args, shell, ask)._replace(resume_flags=None)  # what was recorded has ended already
     if ended.error is not None:
         return ended
     if not divergence:
@@ -2278,14 +2277,14 @@ def demo(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
     args.config = False
     try:
         ended = execute_and_report(args, shell, lambda runtime: runtime.completion(_DEMO_QUESTION, log), options)
-        ended = replace(ended, resume_flags=None)  # its model is gone
+        ended = ended._replace(resume_flags=None)  # its model is gone
     finally:
         server.shutdown()
     if ended.error is not None or (result := ended.result) is None:
         return ended
     if result.response != truth:
         error = rlm.RLMError(f"the answer is wrong; the log's generator says: {truth}", result=result)
-        return replace(ended, error=error)
+        return ended._replace(error=error)
     shell.terminal.write_line("checked: this is what the log's generator says")
     log_path = str(result.log)
     page = rlm_viz.write([log_path], os.path.splitext(log_path)[0] + ".html")
