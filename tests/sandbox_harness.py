@@ -35,7 +35,7 @@ str([json.dumps({"a": [1]}), json.JSONEncoder().encode([1]), len([1, 2]), math.p
      b"\\xff".decode("ascii", "replace"), functools.reduce(max, [1, 3, 2]), copy.copy([1]), string.digits])
 """
 EXPECTED = repr(
-    """['{"a": [1]}', '[1]', 2, 3.141592653589793, 28, [('a', 2)], 'OrderedDict', 'a', '\ufffd', 3, [1], '0123456789']"""
+    str(['{"a": [1]}', "[1]", 2, 3.141592653589793, 28, [("a", 2)], "OrderedDict", "a", "\ufffd", 3, [1], "0123456789"])
 )
 
 

@@ -45,6 +45,16 @@ def rlm(*arguments: str, program: list[str] = MODULE, env: dict[str, str] | None
     return subprocess.run(command, capture_output=True, env={**os.environ, **(env or {})}, timeout=60, **how)
 
 
+def here(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """What `rlm` gives, of the command in this process: where it is what it writes that counts, not how it ends."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in "12")
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = rlm_cli.main(arguments)
+        out.flush()
+        err.flush()
+    return subprocess.CompletedProcess(arguments, status, out.buffer.getvalue(), err.buffer.getvalue())  # type: ignore[attr-defined]
+
+
 def start(*arguments: str, **how: Any) -> subprocess.Popen[bytes]:
     how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
     return subprocess.Popen([*MODULE, *arguments], **how)
@@ -413,7 +423,7 @@ def test_a_wrong_key_is_never_shown(openai: Server) -> None:
 def test_wrong_usage_is_exit_2_and_says_what_to_do(
     openai: Server, arguments: list[str], message: str, following: str
 ) -> None:
-    ran = rlm(*arguments)
+    ran = here(*arguments)
     lines = three_lines(ran.stderr)
     assert (ran.returncode, ran.stdout) == (2, b"")
     assert message in lines[0] and following in lines[-1]

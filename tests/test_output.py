@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
 import os
@@ -16,22 +14,10 @@ from typing import Any
 import pytest
 from conftest import need
 from scripted import Server, Turn, answer_with, call, code
-from test_cli import MODULE, journals
+from test_cli import MODULE, here, journals
 from test_cli import rlm as command
 
-import rlm_cli
 import rlm_tools
-
-
-def here(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """What `command` gives, of the command in this process: for what it writes, not how it starts and ends."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in "12")
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = rlm_cli.main(arguments)
-        out.flush()
-        err.flush()
-    return subprocess.CompletedProcess(arguments, status, out.buffer.getvalue(), err.buffer.getvalue())  # type: ignore[attr-defined]
-
 
 # --- one encoder for Python data as JSON --------------------------------------------------------------------------
 
