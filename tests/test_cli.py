@@ -190,7 +190,7 @@ def test_files_globs_folders_and_stdin_become_the_context(openai: Server, worksp
     openai.script = answer_with(code("FINAL(context)"))
 
     def context(*arguments: str, **how: Any) -> Any:
-        ran = rlm("-q", "--json", "What?", *arguments, **how)
+        ran = (rlm if how else here)("-q", "--json", "What?", *arguments, **how)
         assert ran.returncode == 0, ran.stderr
         return json.loads(ran.stdout)["value"]
 
