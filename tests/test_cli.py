@@ -244,7 +244,7 @@ def test_the_prompt_itself_can_come_from_stdin(openai: Server) -> None:
 )
 def test_a_command_word_is_one_only_as_the_first_argument(openai: Server, words: list[str], prompt: str | None) -> None:
     openai.script = answer_with("answered")
-    ran = rlm(*words)
+    ran = here(*words)
     assert ran.returncode == 0, ran.stderr
     assert [r.prompt.startswith(prompt or "") for r in openai.requests] == ([True] if prompt else [])
 
