@@ -34,6 +34,9 @@ str([json.dumps({"a": [1]}), json.JSONEncoder().encode([1]), len([1, 2]), math.p
      collections.Counter("aab").most_common(1), collections.OrderedDict.__name__, re.compile("a").pattern,
      b"\\xff".decode("ascii", "replace"), functools.reduce(max, [1, 3, 2]), copy.copy([1]), string.digits])
 """
+EXPECTED = repr(
+    str(['{"a": [1]}', "[1]", 2, 3.141592653589793, 28, [("a", 2)], "OrderedDict", "a", "\ufffd", 3, [1], "0123456789"])
+)
 
 
 def judge(payload: dict[str, Any], layers: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -97,27 +100,31 @@ class Host:
 def serve(channel: socket.socket, layers: Sequence[str]) -> NoReturn:
     try:
         resource.setrlimit(resource.RLIMIT_AS, (HOST_SPACE, HOST_SPACE))
-        for line in channel.makefile("rb"):
-            payload, folder = json.loads(line)
-            try:
-                report = attack(payload, layers, Path(folder))
-            except BaseException as error:
-                report = {"verdict": f"the host raised {type(error).__name__}: {error}", "kept": False}
-            channel.sendall(json.dumps(report).encode() + b"\n")
+        options: dict[str, Any] = {"layers": layers, "cell_timeout": LIMIT, "memory": "512m"}
+        with rlm_sandbox.LocalSandbox(**options) as witness:
+            assert witness.execute(WITNESS, timeout=AT_EASE).value == EXPECTED
+            for line in channel.makefile("rb"):
+                payload, folder = json.loads(line)
+                try:
+                    report = attack(payload, options, witness, Path(folder))
+                except BaseException as error:
+                    report = {"verdict": f"the host raised {type(error).__name__}: {error}", "kept": False}
+                channel.sendall(json.dumps(report).encode() + b"\n")
         rlm_sandbox.shutdown()
     finally:
         os._exit(0)
 
 
-def attack(payload: dict[str, Any], layers: Sequence[str], folder: Path) -> dict[str, Any]:
+def attack(
+    payload: dict[str, Any], options: dict[str, Any], witness: rlm_sandbox.LocalSandbox, folder: Path
+) -> dict[str, Any]:
+    """Run the payload in a new session, beside one that lives on: neither that one nor the next new one may change."""
     secret, marker = folder / "secret.txt", folder / "marker"
     secret.write_text("CANARY-5f2c91")
     functions = {"llm_query": lambda prompt: f"echo {prompt[:20] if isinstance(prompt, str) else type(prompt)}"}
-    options: dict[str, Any] = {"layers": layers, "cell_timeout": LIMIT, "memory": "512m"}
-    with rlm_sandbox.LocalSandbox(**options) as witness, rlm_sandbox.LocalSandbox(**options) as box:
-        before = witness.execute(WITNESS, timeout=AT_EASE)
-        assert before.ok, before.error
-        box.execute("kept = 41", timeout=AT_EASE)
+    with rlm_sandbox.LocalSandbox(**options) as box:
+        before = box.execute(f"kept = 41\n{WITNESS}", timeout=AT_EASE)
+        assert before.value == EXPECTED, before
         box.set("P", str(secret))
         box.set("M", str(marker))
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
@@ -134,7 +141,7 @@ def attack(payload: dict[str, Any], layers: Sequence[str], folder: Path) -> dict
             verdict = verdict or f"the host grew by {grown >> 20} MB"
         after = witness.execute(WITNESS, timeout=AFTER)
         fresh = box.execute("kept", functions=functions, timeout=AFTER)
-        if after.value != before.value:
+        if after.value != EXPECTED:
             verdict = verdict or f"another session changed: {after.value or after.error}"
         return {"verdict": verdict, "kept": fresh.value == "41", "status": cell.status, "seconds": took}
 

@@ -45,6 +45,16 @@ def rlm(*arguments: str, program: list[str] = MODULE, env: dict[str, str] | None
     return subprocess.run(command, capture_output=True, env={**os.environ, **(env or {})}, timeout=60, **how)
 
 
+def here(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """What `rlm` gives, of the command in this process: where it is what it writes that counts, not how it ends."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in "12")
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = rlm_cli.main(arguments)
+        out.flush()
+        err.flush()
+    return subprocess.CompletedProcess(arguments, status, out.buffer.getvalue(), err.buffer.getvalue())  # type: ignore[attr-defined]
+
+
 def start(*arguments: str, **how: Any) -> subprocess.Popen[bytes]:
     how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
     return subprocess.Popen([*MODULE, *arguments], **how)
@@ -180,7 +190,7 @@ def test_files_globs_folders_and_stdin_become_the_context(openai: Server, worksp
     openai.script = answer_with(code("FINAL(context)"))
 
     def context(*arguments: str, **how: Any) -> Any:
-        ran = rlm("-q", "--json", "What?", *arguments, **how)
+        ran = (rlm if how else here)("-q", "--json", "What?", *arguments, **how)
         assert ran.returncode == 0, ran.stderr
         return json.loads(ran.stdout)["value"]
 
@@ -234,7 +244,7 @@ def test_the_prompt_itself_can_come_from_stdin(openai: Server) -> None:
 )
 def test_a_command_word_is_one_only_as_the_first_argument(openai: Server, words: list[str], prompt: str | None) -> None:
     openai.script = answer_with("answered")
-    ran = rlm(*words)
+    ran = here(*words)
     assert ran.returncode == 0, ran.stderr
     assert [r.prompt.startswith(prompt or "") for r in openai.requests] == ([True] if prompt else [])
 
@@ -475,7 +485,7 @@ def test_a_wrong_key_is_never_shown(openai: Server) -> None:
 def test_wrong_usage_is_exit_2_and_says_what_to_do(
     openai: Server, arguments: list[str], message: str, following: str
 ) -> None:
-    ran = rlm(*arguments)
+    ran = here(*arguments)
     lines = three_lines(ran.stderr)
     assert (ran.returncode, ran.stdout) == (2, b"")
     assert message in lines[0] and following in lines[-1]

@@ -163,7 +163,9 @@ BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly) if name == "bomb.docx" else name for name in BAD]
+)
 def test_a_bad_document_is_an_error_that_says_what_to_do(workspace: Path, name: str) -> None:
     need("import markitdown")
     make, said, following = BAD[name]

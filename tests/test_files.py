@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from scripted import Server, answer_with, code
+from test_cli import here
 from test_cli import rlm as command
 
 import rlm
@@ -88,10 +89,10 @@ def test_a_binary_file_is_named_with_what_it_is(openai: Server, workspace: Path,
     openai.script = answer_with(code("FINAL(type(context).__name__)"))
     (workspace / name).write_bytes(BINARIES[name])
     (workspace / "a.txt").write_text("a")
-    ran = command("what?", "-c", name)
+    ran = here("what?", "-c", name)
     assert (ran.returncode, ran.stdout) == (0, b"bytes\n")
     assert f"rlm: context: {name}: not text but {kind}: given as" in ran.stderr.decode()
-    ran = command("what?", "-c", name, "-c", "a.txt")
+    ran = here("what?", "-c", name, "-c", "a.txt")
     assert f"rlm: context: 1 file that is not text was left out: {name} ({kind})" in ran.stderr.decode()
     ran = command("what?", "-c", "-", input=BINARIES[name])
     assert f"rlm: context: stdin: not text but {kind}" in ran.stderr.decode()
@@ -151,21 +152,21 @@ def test_the_callers_word_on_the_encoding_wins(openai: Server, workspace: Path) 
     openai.script = answer_with(code("FINAL(context)"))
     (workspace / "a.txt").write_bytes("Zażółć gęślą".encode("iso8859-2"))
     for how in (["--encoding", "iso8859-2"], ["--encoding=latin2"]):
-        ran = command("what?", "-c", "a.txt", *how)
+        ran = here("what?", "-c", "a.txt", *how)
         assert (ran.returncode, ran.stdout.decode()) == (0, "Zażółć gęślą\n")
         assert b"not UTF-8" not in ran.stderr
     ran = command("what?", "-c", "-", "--encoding", "utf-16-le", input="λ".encode("utf-16-le"))
     assert ran.stdout.decode() == "λ\n"
     for wrong in ("nope", "base64", "rot13"):
-        ran = command("what?", "-c", "a.txt", "--encoding", wrong)
+        ran = here("what?", "-c", "a.txt", "--encoding", wrong)
         assert ran.returncode == 2 and b"there is no encoding" in ran.stderr
 
 
 def test_a_run_over_another_encoding_is_resumed(openai: Server, workspace: Path) -> None:
     openai.script = answer_with(code("print(context)"), code("FINAL(context)"))
     (workspace / "a.txt").write_bytes("Zażółć".encode("iso8859-2"))
-    assert command("what?", "-c", "a.txt", "--encoding", "latin2", "--max-iterations", "1").returncode == 3
-    ran = command("resume", "--max-iterations", "4")
+    assert here("what?", "-c", "a.txt", "--encoding", "latin2", "--max-iterations", "1").returncode == 3
+    ran = here("resume", "--max-iterations", "4")
     assert (ran.returncode, ran.stdout.decode()) == (0, "Zażółć\n"), ran.stderr
 
 
@@ -177,7 +178,7 @@ def test_compressed_text_is_decompressed(openai: Server, workspace: Path, ending
     assert callable(pack)
     openai.script = answer_with(code("FINAL([type(context).__name__, len(context)])"))
     (workspace / f"a.log.{ending}").write_bytes(pack(b"a line\n" * 1000))
-    ran = command("what?", "-c", f"a.log.{ending}", "--json")
+    ran = here("what?", "-c", f"a.log.{ending}", "--json")
     assert json.loads(ran.stdout)["value"] == ["str", 7000]
     assert f"a.log.{ending}: decompressed" in ran.stderr.decode()
     (workspace / "b.txt").write_text("b")
@@ -224,7 +225,7 @@ def test_a_mark_loses_no_key_and_breaks_no_file(
         ["batch", "b.jsonl"],
         ["batch", "c.csv"],
     ):
-        ran = command(*arguments)
+        ran = here(*arguments)
         assert ran.returncode == 0, ran.stderr
     assert any(request.system == "Be brief." or request.system.startswith("Be brief.") for request in openai.requests)
     ran = command("x", "-", "-q") if os.name == "nt" else command("-", "-q", input=MARK + b"the prompt")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import need
 from scripted import Server, Turn, answer_with, call, code
-from test_cli import MODULE, journals
+from test_cli import MODULE, here, journals
 from test_cli import rlm as command
 
 import rlm_tools
@@ -56,24 +56,24 @@ def test_whatever_final_is_given_comes_out_as_json(openai: Server, workspace: Pa
     source = source.replace('__import__("collections").', "")
     openai.script = lambda r: code(f"from collections import Counter\nFINAL({source})") if r.turn == 1 else "done"
     (workspace / "b.jsonl").write_text('"one"\n"two"\n')
-    ran = command("--json", "what?")
+    ran = here("--json", "what?")
     assert ran.returncode == 0, ran.stderr
     found = strict(ran.stdout)["value"]
     assert expected is None or found == expected
-    ran = command("--jsonl", "what?")
+    ran = here("--jsonl", "what?")
     assert [strict(line) for line in ran.stdout.splitlines()][-1]["value"] == found
     for path in journals():
         for line in path.read_bytes().splitlines():
             strict(line)
-    ran = command("replay", "--json", journals()[0].stem)
+    ran = here("replay", "--json", journals()[0].stem)
     assert (ran.returncode, strict(ran.stdout)["value"]) == (0, found), ran.stderr
     for where in ([], ["-o", "r.jsonl"]):
-        ran = command("batch", "b.jsonl", *where)
+        ran = here("batch", "b.jsonl", *where)
         assert ran.returncode == 0, ran.stderr
         rows = ran.stdout if not where else (workspace / "r.jsonl").read_bytes()
         assert [strict(row)["value"] for row in rows.splitlines()] == [found, found]
     asked = len(openai.requests)
-    assert command("batch", "b.jsonl", "-o", "r.jsonl").returncode == 0
+    assert here("batch", "b.jsonl", "-o", "r.jsonl").returncode == 0
     assert len(openai.requests) == asked  # nothing is paid for twice
 
 
@@ -126,7 +126,7 @@ def test_the_encoder_on_its_own() -> None:
 @pytest.fixture
 def recorded(openai: Server, workspace: Path) -> str:
     openai.script = answer_with(code("FINAL(1)"))
-    assert command("what?").returncode == 0
+    assert here("what?").returncode == 0
     return journals()[0].stem
 
 

@@ -620,7 +620,7 @@ def long_work(request: Request) -> Any:
 
 
 KILLED = """
-import os, signal, sys, rlm
+import os, signal, sys, requests, rlm, rlm_backends, rlm_sandbox
 def stop_at(line):
     seen = 0
     def on_event(event):
@@ -630,7 +630,15 @@ def stop_at(line):
             if seen == line:
                 os.kill(os.getpid(), signal.SIGKILL)
     return on_event
-rlm.complete("go", {"in": "put"}, model="gpt-4o-mini", on_event=stop_at(int(sys.argv[1])))
+for line in range(1, int(sys.argv[1])):
+    os.mkdir(str(line))
+    if os.fork() == 0:
+        try:
+            os.chdir(str(line))
+            rlm.complete("go", {"in": "put"}, model="gpt-4o-mini", on_event=stop_at(line))
+        finally:
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
 
@@ -639,11 +647,10 @@ def test_kill_minus_9_at_every_line_repeats_no_paid_call(openai: Server, workspa
     openai.script = long_work
     whole = rlm.complete("go", {"in": "put"}, model=MODEL)
     lines, calls = len(events_of(whole)), whole.total_calls
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(lines)], capture_output=True, text=True)
+    assert ended.stdout.split() == [str(-signal.SIGKILL)] * (lines - 1), ended.stderr
     for line in range(1, lines):
         folder = workspace / str(line)
-        folder.mkdir()
-        ended = subprocess.run([sys.executable, "-c", KILLED, str(line)], cwd=folder, capture_output=True)
-        assert ended.returncode == -signal.SIGKILL, ended.stderr
         log = next((folder / "logs").glob("*.jsonl"))
         recorded = sum(e["event"] == "call" for e in rlm.read_journal(str(log)))
         with Server(long_work) as counting:  # of its own, since what the dead process sent may still arrive

@@ -25,7 +25,10 @@ from rlm_sandbox import LocalSandbox
 
 MEMORY = 256  # MB
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is Linux's")
+pytestmark = [
+    pytest.mark.slow,  # most of them wait for a limit
+    pytest.mark.skipif(sys.platform != "linux", reason="the confinement is Linux's"),
+]
 
 LIMIT = 2.0  # seconds for the cell
 BACK = 1.0  # seconds after that in which the host has to be back
