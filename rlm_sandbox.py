@@ -642,6 +642,8 @@ class Run:
         memory: int | None,
         deadline: float,
     ):
+        from queue import SimpleQueue
+
         self.sandbox, self.number, self.limit, self.memory, self.deadline = sandbox, number, limit, memory, deadline
         self.functions, self.on_output = functions, on_output
         self.channel = sandbox._started()
@@ -650,6 +652,8 @@ class Run:
         self.began = time.monotonic()
         self.lock = threading.Lock()
         self.calls = self.active = self.at_work = 0  # to the host: all, unanswered ones, those at work
+        self.jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # for the threads that work for it
+        self.threads = 0
         self.pending_bytes = 0  # of the frames that these came in
         self.drained = threading.Condition(self.lock)  # signalled when it has become less
         self.paused = self.paused_at = self.interrupted_at = self.killed_at = 0.0
@@ -659,7 +663,6 @@ class Run:
         self.stop_reason = ""  # why it is being stopped: "timeout" or "interrupt"
         self.grace = SOFT_GRACE
         self.finished = False
-        self.queued: list[Callable[[], None]] = []
 
     def execute(self, code: str) -> Cell:
         message = {
@@ -685,6 +688,8 @@ class Run:
             raise
         finally:
             self.finished = True
+            for _ in range(self.threads):
+                self.jobs.put(None)
         if self.stop is not None:
             raise self.stop
         return self.finish(reply)
@@ -811,25 +816,23 @@ class Run:
         return None if member else function
 
     def dispatch(self, job: Callable[[], None], nbytes: int) -> None:
-        """Run a host function in a thread, or queue it."""
+        """Have a host function run in one of this cell's threads, which are started as they are needed."""
         with self.lock:
             self.active += 1
             self.pending_bytes += nbytes
             if self.active > WAITING_MAX:
                 raise ConnectionLost(f"{self.active} host calls at once")
-            if self.active > THREADS_MAX:
-                self.queued.append(job)
-                return
-        threads().run(job)
+            more = self.threads < min(self.active, THREADS_MAX)
+            self.threads += more
+        self.jobs.put(job)
+        if more:
+            threading.Thread(target=self.serve, daemon=True).start()
 
-    def done(self, nbytes: int) -> None:
-        with self.lock:
-            self.active -= 1
-            self.pending_bytes -= nbytes
-            self.drained.notify()
-            job = self.queued.pop(0) if self.queued and not self.finished else None
-        if job is not None:
-            threads().run(job)
+    def serve(self) -> None:
+        while (job := self.jobs.get()) and not self.finished:
+            job()
+            with self.lock:
+                self.active -= 1
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -854,7 +857,9 @@ class Run:
                 with clock:
                     value = work()
             finally:
-                self.done(nbytes)
+                with self.drained:
+                    self.pending_bytes -= nbytes
+                    self.drained.notify()
             self.reply({"op": "return", "call": key, "value": Packer().pack(value)})
         except AbortCell as stop:
             self.abort(stop)
@@ -985,47 +990,6 @@ def images_of(value: object) -> list[dict[str, str]]:
         if type(data) is str and re.fullmatch(r"iVBORw0KGgo[A-Za-z0-9+/]*=*", data):  # the signature of PNG
             found.append({"media_type": "image/png", "data": data})
     return found
-
-
-class Threads:
-    """A pool of daemon threads that end when idle, so that a host call does not cost the start of a thread."""
-
-    LINGER = 2.0
-
-    def __init__(self) -> None:
-        import queue
-
-        self.process = os.getpid()
-        self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.idle = threading.Semaphore(0)  # threads that no job counts on
-
-    def run(self, job: Callable[[], None]) -> None:
-        self.jobs.put(job)
-        if not self.idle.acquire(blocking=False):
-            threading.Thread(target=self.work, daemon=True).start()
-
-    def work(self) -> None:
-        import queue
-
-        while True:
-            try:
-                job = self.jobs.get(timeout=self.LINGER)
-            except queue.Empty:
-                if self.idle.acquire(blocking=False):
-                    return
-                continue
-            job()
-            self.idle.release()
-
-
-_threads: Threads | None = None
-
-
-def threads() -> Threads:
-    global _threads
-    if _threads is None or _threads.process != os.getpid():  # threads do not survive a fork
-        _threads = Threads()
-    return _threads
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
