@@ -36,7 +36,6 @@ import io
 import itertools
 import json
 import math
-import mmap
 import os
 import re
 import select
@@ -1118,20 +1117,16 @@ class Files:
 
     def linked_files(self) -> Iterator[tuple[str, os.stat_result]]:
         until = time.monotonic() + LINK_SECONDS
-        waiting = [f for f in self.folders if not any(rlm_worker.is_inside(f, o) for o in self.folders if o != f)]
-        while waiting:
-            with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    if time.monotonic() > until:
-                        self.too_large = True
-                        return
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-                    elif entry.is_file(follow_symlinks=False):
-                        with contextlib.suppress(FileNotFoundError):
-                            info = os.lstat(entry.path)  # the entry's own lacks the number of names on Windows
-                            if info.st_nlink > 1:
-                                yield entry.path, info
+        apart = [f for f in self.folders if not any(rlm_worker.is_inside(f, o) for o in self.folders if o != f)]
+        for place, folders, names in itertools.chain.from_iterable(map(os.walk, apart)):
+            for path in [os.path.join(place, name) for name in (*names, *folders)]:
+                if time.monotonic() > until:
+                    self.too_large = True
+                    return
+                with contextlib.suppress(OSError):
+                    info = os.lstat(path)
+                    if info.st_nlink > 1 and stat.S_ISREG(info.st_mode):
+                        yield path, info
 
     def list(self, path: str) -> Frame:
         """The names in a folder, secrets excluded; a relative name may exist in several of the given folders.
@@ -1252,14 +1247,11 @@ class LocalChannel(Channel):
         return sum(size for size in [*sizes[:1], *sizes[3:]] if size > 0) > self.allowed
 
     def put(self, pieces: Iterable[bytes]) -> int:
-        os.ftruncate(self.blob, 0)
-        at = 0
-        for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                written = os.pwrite(self.blob, view, at)
-                view, at = view[written:], at + written
-        return at
+        with open(self.blob, "wb", closefd=False) as file:
+            file.seek(0)
+            file.truncate()
+            file.writelines(pieces)
+            return file.tell()
 
     def hand_over(self, descriptor: int, path: str, start: int) -> Frame:
         import socket
@@ -1309,14 +1301,9 @@ def stat_field(pid: int, number: int) -> str:
     return fields[number] if fields else ""
 
 
-def nbytes_of(pid: int, field: int) -> int:
-    """A process's bytes of address space (field 0), or how many of them are resident (1)."""
-    fields = proc(f"{pid}/statm").split()
-    return int(fields[field]) * mmap.PAGESIZE if fields else 0
-
-
 def resident(pid: int) -> int:
-    return nbytes_of(pid, 1)
+    """A process's bytes of memory; 0 if it has ended."""
+    return rlm_worker.memory_size(1, pid) or 0
 
 
 def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
@@ -1326,7 +1313,7 @@ def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
     try:
         soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
         if soft != resource.RLIM_INFINITY:
-            limit = wanted(soft, nbytes_of(pid, 0))
+            limit = wanted(soft, rlm_worker.memory_size(0, pid) or 0)
             resource.prlimit(pid, resource.RLIMIT_AS, (limit if hard == -1 else min(limit, hard), hard))
         return soft
     except OSError:  # it has ended
@@ -1673,18 +1660,16 @@ class LocalSandbox(BaseSandbox):
             blob = os.memfd_create("rlm")
             ours.callback(os.close, blob)
             os.fchmod(blob, 0o400)  # or a cell could open it for writing by way of /proc/self/fd
+            their_blob = theirs.enter_context(open(f"/proc/self/fd/{blob}", "rb"))
             stream, their_stream = socket.socketpair()
-            ours.callback(stream.close)
-            theirs.callback(their_stream.close)
-            read_only = os.open(f"/proc/self/fd/{blob}", os.O_RDONLY)
-            theirs.callback(os.close, read_only)
+            ours.enter_context(stream)
+            theirs.enter_context(their_stream)
             files, their_files = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            ours.callback(files.close)
-            theirs.callback(their_files.close)
+            ours.enter_context(files)
+            theirs.enter_context(their_files)
             files.setblocking(False)
             files.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # a few descriptors under way, and no more
-            descriptors = [their_stream.fileno(), read_only, their_files.fileno()]
-            group = zygote.spawn(self.setup, descriptors)
+            group = zygote.spawn(self.setup, [one.fileno() for one in (their_stream, their_blob, their_files)])
             ours.pop_all()
         return LocalChannel(stream, blob, files, group, zygote, self.memory)
 
@@ -1903,29 +1888,50 @@ def connect_engine() -> APIClient:
             f"the Docker SDK for Python cannot be imported: {reason}",
             "rename that folder, or run elsewhere" if folder else "pip install docker",
         ) from None
+    host = os.environ.get("DOCKER_HOST")
     troubles: tuple[type[Exception], ...] = (*engine_errors(), ValueError)
     try:
         engine = connect(timeout=CONNECT_SECONDS, max_pool_size=100).api
     except troubles as error:
-        raise no_engine(error) from None
+        why = f" ({first_line(error)})" if host else ""
+        raise refusal(NO_ENGINE, error, where=host or "unix:///var/run/docker.sock", why=why) from None
     engine.timeout = DAEMON_SECONDS
     engine.is_podman = "Podman" in str(engine.version().get("Components"))
     return engine
 
 
-def no_engine(error: BaseException) -> SandboxError:
-    where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-    if "Permission denied" in str(error):
-        return SandboxError(
-            f"no permission to use Docker at {where}", "sudo usermod -aG docker $USER, then log in again"
-        )
-    if "paramiko" in str(error):
-        return SandboxError(f"the SDK cannot connect to {where}", 'pip install "docker[ssh]"')
-    detail = f" ({first_line(error)})" if os.environ.get("DOCKER_HOST") else ""
-    return SandboxError(
-        f"no Docker daemon answers at {where}{detail}",
-        "start it (sudo systemctl start docker), set DOCKER_HOST, or --env local",
-    )
+# What the SDK or the engine says; the message; the next step. The last row takes whatever no other does.
+Refusals = tuple[tuple[str, str, str], ...]
+NO_ENGINE: Refusals = (
+    (r"Permission denied", "no permission to use Docker at {where}",
+     "sudo usermod -aG docker $USER, then log in again"),
+    (r"paramiko", "the SDK cannot connect to {where}", 'pip install "docker[ssh]"'),
+    (r"", "no Docker daemon answers at {where}{why}",
+     "start it (sudo systemctl start docker), set DOCKER_HOST, or --env local"),
+)  # fmt: skip
+NO_CONTAINER: Refusals = (
+    (r"executable file not found", "the image {box.image!r} has no python", 'docker_image = "python:3.11-slim"'),
+    (r"[Uu]nknown (or invalid )?runtime|runtime .{1,100} not found", "the engine has no runtime {box.runtime!r}",
+     "docker info lists the runtimes; docker_runtime = one of them"),
+    (r"[Mm]emory", "the engine refuses this amount of memory: {detail}", 'docker_memory = "512m"'),
+    (r"CPU", "the engine refuses this number of processors: {detail}", "docker_cpus = 1.0"),
+    (r"no space left", "the engine's disk is full: {detail}", "docker system df shows what takes the room"),
+    (r"bind source path|mount", "{box.workspace} cannot be mounted: {detail}", 'docker_mount = "none"'),
+    (r"refused|Connection|timed out|No such file", "the Docker daemon does not answer any more",
+     "start it again (sudo systemctl start docker); a run that had begun goes on with: rlm resume ID"),
+    (r"", "the container cannot be started: {detail}", "docker info"),
+)  # fmt: skip
+
+
+def refusal(table: Refusals, error: BaseException | None, **words: object) -> SandboxError:
+    detail = first_line(error)
+    message, hint = next((message, hint) for pattern, message, hint in table if re.search(pattern, detail))
+    return SandboxError(message.format(detail=detail, **words), hint)
+
+
+def first_line(error: BaseException | None) -> str:
+    explanation = getattr(error, "explanation", None) or error
+    return str(explanation).strip().split("\n")[0][:300]
 
 
 # - whose container it is
@@ -2009,20 +2015,6 @@ def worker_program() -> str:
     )
 
 
-# What the engine says of a container that it does not make or start; the message; the next step.
-REFUSALS = (
-    (r"executable file not found", "the image {box.image!r} has no python", 'docker_image = "python:3.11-slim"'),
-    (r"[Uu]nknown (or invalid )?runtime|runtime .{1,100} not found", "the engine has no runtime {box.runtime!r}",
-     "docker info lists the runtimes; docker_runtime = one of them"),
-    (r"[Mm]emory", "the engine refuses this amount of memory: {detail}", 'docker_memory = "512m"'),
-    (r"CPU", "the engine refuses this number of processors: {detail}", "docker_cpus = 1.0"),
-    (r"no space left", "the engine's disk is full: {detail}", "docker system df shows what takes the room"),
-    (r"bind source path|mount", "{box.workspace} cannot be mounted: {detail}", 'docker_mount = "none"'),
-    (r"refused|Connection|timed out|No such file", "the Docker daemon does not answer any more",
-     "start it again (sudo systemctl start docker); a run that had begun goes on with: rlm resume ID"),
-)  # fmt: skip
-
-
 class DockerSandbox(BaseSandbox):
     """A REPL in a hardened container that is kept for the sandbox's life, driven over its attached streams.
 
@@ -2074,7 +2066,7 @@ class DockerSandbox(BaseSandbox):
             try:
                 self.engine.ping()
             except engine_errors() as error:
-                raise self._failure(error) from None
+                raise refusal(NO_CONTAINER, error, box=self) from None
         return cell
 
     # - starting
@@ -2113,7 +2105,7 @@ class DockerSandbox(BaseSandbox):
                 error = refusal
                 if "executable file not found" not in str(refusal):
                     break
-        raise self._failure(error) from None
+        raise refusal(NO_CONTAINER, error, box=self) from None
 
     def _attach(self, name: str, python: str) -> DockerChannel:
         from docker.errors import ImageNotFound
@@ -2222,19 +2214,6 @@ class DockerSandbox(BaseSandbox):
                 f"the image {self.image!r} is not here and cannot be pulled ({first_line(error)})",
                 f"docker pull {self.image}, or docker_image = an image that `docker images` lists",
             ) from None
-
-    def _failure(self, error: BaseException | None) -> SandboxError:
-        """A SandboxError for the engine's refusal, with the next step."""
-        detail = first_line(error)
-        for pattern, message, hint in REFUSALS:
-            if re.search(pattern, detail):
-                return SandboxError(message.format(box=self, detail=detail), hint)
-        return SandboxError(f"the container cannot be started: {detail}", "docker info")
-
-
-def first_line(error: BaseException | None) -> str:
-    explanation = getattr(error, "explanation", None) or error
-    return str(explanation).strip().split("\n")[0][:300]
 
 
 def container_user() -> str:

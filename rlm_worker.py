@@ -1185,7 +1185,7 @@ class Worker:
     @contextlib.contextmanager
     def memory_limit(self, memory: int | None) -> Iterator[None]:
         """Let the cell use so much more memory than is in use now; restore the session's limit afterwards."""
-        size = memory_pages(0)
+        size = memory_size(0)
         if memory is None or size is None:
             yield
             return
@@ -1532,10 +1532,10 @@ def write_file(path: str, text: str) -> None:
         file.write(text)
 
 
-def memory_pages(field: int) -> int | None:
-    """Bytes of address space (field 0) of this process, or of those that are in memory (1); None without /proc."""
+def memory_size(field: int, pid: int | str = "self") -> int | None:
+    """A process's bytes of address space (field 0), or of those that are in memory (1); None without /proc."""
     try:
-        with plain.open("/proc/self/statm", "rb") as statm:
+        with plain.open(f"/proc/{pid}/statm", "rb") as statm:
             return int(statm.read().split()[field]) * mmap.PAGESIZE
     except OSError:
         return None
@@ -1544,7 +1544,7 @@ def memory_pages(field: int) -> int | None:
 def memory_in_use() -> int:
     """Bytes of memory in use; an estimate where the confinement hides /proc."""
     small = sys.getallocatedblocks() * 96  # a middling size for objects of the small-object allocator
-    return memory_pages(1) or small + (malloc_size() if malloc_size else 0)
+    return memory_size(1) or small + (malloc_size() if malloc_size else 0)
 
 
 def memory_kills() -> str | None:
@@ -1817,7 +1817,7 @@ def verify_layers(layers: Layers) -> None:
 
 
 def limit_resources(memory: int) -> None:
-    present = memory_pages(0)
+    present = memory_size(0)
     if present is None:
         raise OSError("the size of this process cannot be told")
     limits = {
