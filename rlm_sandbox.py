@@ -252,7 +252,8 @@ class Channel:
                 return
             self.write(data, timeout)
             for piece in pieces:
-                self.write(struct.pack(">I", len(piece)) + piece, timeout)
+                self.write(struct.pack(">I", len(piece)), timeout)
+                self.write(piece, timeout)
         finally:
             self.sending.release()
 
@@ -331,10 +332,6 @@ class Channel:
             return self.stream.send(data)
         except BlockingIOError:
             return 0
-
-    def put(self, pieces: Iterable[bytes]) -> int | None:
-        """Put a value into shared memory and return its size; None: it must follow in frames."""
-        return None
 
     def hand_over(self, descriptor: int, path: str, start: int) -> Frame:
         """Pass an open file to the worker: by default its bytes from `start` on, as many as an answer carries."""
@@ -456,14 +453,14 @@ class BaseSandbox(Sandbox):
         if not name.isidentifier():
             raise ValueError(f"{name!r} is not a name for a variable")
         try:
-            to_send = rlm_worker.to_blob(value)
+            to_send = rlm_worker.to_pieces(value)
         except (TypeError, RecursionError) as error:
             raise TypeError(
                 f"cannot hand {type(value).__name__} to the sandbox: {error}; convert it to text, lists and dicts first"
             ) from None
         with self._lock:
             self._started()
-            self._send_blob(name, *to_send)
+            self._send_value(name, *to_send)
             self._given[name] = value
 
     def get(self, name: str) -> Any:
@@ -527,7 +524,7 @@ class BaseSandbox(Sandbox):
             try:
                 self._hello(self._channel)
                 for name, value in self._given.items():
-                    self._send_blob(name, *rlm_worker.to_blob(value))
+                    self._send_value(name, *rlm_worker.to_pieces(value))
             except BaseException:
                 self._drop()  # a worker that lacks what the host has set is not to be found later
                 raise
@@ -573,16 +570,11 @@ class BaseSandbox(Sandbox):
         kinds: dict[str, type[Exception]] = {"TypeError": TypeError, "KeyError": KeyError, "ValueError": ValueError}
         raise kinds.get(short(reply.get("type"), 200), SandboxError)(short(reply.get("message"), 2000))
 
-    def _send_blob(self, name: str, header: Frame, pieces: Iterator[bytes]) -> None:
-        channel = self._started()
+    def _send_value(self, name: str, header: Frame, pieces: Iterator[bytes]) -> None:
         nbytes = {**self._nbytes, name: header["nbytes"]}
-        channel.make_room(name, sum(nbytes.values()))
-        size = channel.put(pieces)
-        try:
-            rest = itertools.chain(pieces, [b""]) if size is None else ()
-            self._request({"op": "set", "name": name, "size": size, **header, "given": sum(nbytes.values())}, rest)
-        finally:
-            channel.put(())
+        total = sum(nbytes.values())
+        self._started().make_room(name, total)
+        self._request({"op": "set", "name": name, **header, "given": total}, itertools.chain(pieces, [b""]))
         self._nbytes = nbytes
 
 
@@ -1194,9 +1186,9 @@ def parse_size(text: str | int) -> int:
 class LocalChannel(Channel):
     """A session forked from the zygote: one socket, and signals to its process group."""
 
-    def __init__(self, stream: socket, blob: int, files: socket, group: int, zygote: ZygoteClient, memory: int):
+    def __init__(self, stream: socket, files: socket, group: int, zygote: ZygoteClient, memory: int):
         super().__init__(stream)
-        self.blob, self.files, self.group, self.zygote = blob, files, group, zygote
+        self.files, self.group, self.zygote = files, group, zygote
         self.numbers = itertools.count(1)
         self.memory = memory
         self.granted = 0  # bytes for what the host has set
@@ -1246,13 +1238,6 @@ class LocalChannel(Channel):
         self.next_count = time.monotonic() + max(COUNT_INTERVAL, 10 * (time.thread_time() - began))
         return sum(size for size in [*sizes[:1], *sizes[3:]] if size > 0) > self.allowed
 
-    def put(self, pieces: Iterable[bytes]) -> int:
-        with open(self.blob, "wb", closefd=False) as file:
-            file.seek(0)
-            file.truncate()
-            file.writelines(pieces)
-            return file.tell()
-
     def hand_over(self, descriptor: int, path: str, start: int) -> Frame:
         import socket
 
@@ -1279,7 +1264,6 @@ class LocalChannel(Channel):
                 self.zygote.terminate(group)
             self.stream.close()
             self.files.close()
-            os.close(self.blob)
 
 
 def proc(path: str) -> str:
@@ -1657,10 +1641,6 @@ class LocalSandbox(BaseSandbox):
         import socket
 
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            blob = os.memfd_create("rlm")
-            ours.callback(os.close, blob)
-            os.fchmod(blob, 0o400)  # or a cell could open it for writing by way of /proc/self/fd
-            their_blob = theirs.enter_context(open(f"/proc/self/fd/{blob}", "rb"))
             stream, their_stream = socket.socketpair()
             ours.enter_context(stream)
             theirs.enter_context(their_stream)
@@ -1669,9 +1649,9 @@ class LocalSandbox(BaseSandbox):
             theirs.enter_context(their_files)
             files.setblocking(False)
             files.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # a few descriptors under way, and no more
-            group = zygote.spawn(self.setup, [one.fileno() for one in (their_stream, their_blob, their_files)])
+            group = zygote.spawn(self.setup, [their_stream.fileno(), their_files.fileno()])
             ours.pop_all()
-        return LocalChannel(stream, blob, files, group, zygote, self.memory)
+        return LocalChannel(stream, files, group, zygote, self.memory)
 
 
 # --- the Docker sandbox -----------------------------------------------------------------------------------------------
@@ -2098,12 +2078,12 @@ class DockerSandbox(BaseSandbox):
             name = f"rlm-{os.urandom(8).hex()}"
             try:
                 return self._attach(name, python)
-            except BaseException as refusal:
+            except BaseException as problem:
                 remove_container(self.engine, name)
-                if not isinstance(refusal, engine_errors()):
+                if not isinstance(problem, engine_errors()):
                     raise
-                error = refusal
-                if "executable file not found" not in str(refusal):
+                error = problem
+                if "executable file not found" not in str(problem):
                     break
         raise refusal(NO_CONTAINER, error, box=self) from None
 

@@ -1074,7 +1074,6 @@ class Worker:
         self.own_init: bool = setup.get("own_init", False)
         self.can_kill: bool = setup.get("can_kill", True)
         self.contained: bool = setup.get("contained", False)
-        self.blob: int = setup.get("blob", -1)
         self.given = 0  # bytes of what the host has set: rarely written to, so cheap to fork
         self.kills = memory_kills()
         global session_calls
@@ -1151,20 +1150,16 @@ class Worker:
 
     def set(self, message: Frame) -> Frame:
         self.given = message["given"]
-        value = self.read_blob(message)
+        pieces = iter(self.host.read, b"")
+        try:
+            value = from_pieces(pieces, message)
+        finally:
+            collections.deque(pieces, 0)  # what follows these is another request
         before = self.variables.get(message["name"])
         if not is_one_of(type(before), (str, bytes, type(None))):
             self.replaced.append(before)
         self.variables[message["name"]] = value
         return {"op": "done"}
-
-    def read_blob(self, message: Frame) -> object:
-        """Read a value that the host put into shared memory, or that follows in frames."""
-        size = message["size"]
-        if not size:
-            return from_blob(memoryview(b"" if size == 0 else b"".join(iter(self.calls.pipe.read, b""))), message)
-        with mmap.mmap(self.blob, size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-            return from_blob(view, message)
 
     # - a cell: in the cell process or, without one, in the worker
 
@@ -1544,7 +1539,7 @@ def memory_kills() -> str | None:
 malloc_size: Callable[[], int] | None = None  # set before confinement, where the C library can tell
 
 
-def to_blob(value: Any) -> tuple[Frame, Iterator[bytes]]:
+def to_pieces(value: Any) -> tuple[Frame, Iterator[bytes]]:
     """Serialise a value to a header and pieces of UTF-8: texts, lists and dicts of texts directly; the rest as JSON.
 
     The header's nbytes are the most that the worker needs: for the value and for the pieces it is built from.
@@ -1572,12 +1567,12 @@ def encoded(text: str) -> Iterator[bytes]:
 
 
 def text_nbytes(text: str) -> int:
-    """Memory for a text and for the UTF-8 that it is decoded from."""
+    """Memory for a text and for the pieces that it is joined from."""
     return 2 * len(text) if text.isascii() else sys.getsizeof(text) + 4 * len(text)
 
 
-def from_blob(view: memoryview, header: Frame) -> object:
-    text = str(view, "utf-8", "surrogatepass")
+def from_pieces(pieces: Iterator[bytes], header: Frame) -> object:
+    text = "".join([str(piece, "utf-8", "surrogatepass") for piece in pieces])
     if header["form"] == "json":
         return unpack(json.loads(text))
     if header["form"] == "str":
@@ -2118,7 +2113,7 @@ class Zygote:
             request = json.loads(data)
             if request["op"] == "terminate":
                 return self.terminate(request["pid"])
-            if len(descriptors) != 3:
+            if len(descriptors) != 2:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             reply = {"pid": self.new_session(request, descriptors), "number": request["number"]}
         except ValueError:
@@ -2183,11 +2178,11 @@ def start_session(setup: Setup, descriptors: list[int], pid_writer: int, livenes
             watched = [descriptors[0], liveness_pipe]
             keep_open(*watched)
             run_init(os.getpgrp(), watched)
-        stream, blob, files = descriptors
+        stream, files = descriptors
         os.dup2(files, FILES_FD)
-        keep_open(stream, blob, FILES_FD)
+        keep_open(stream, FILES_FD)
         own_init = os.getppid() == 1 and bool(layers.get("pid_namespace"))
-        start_worker(dict(setup, blob=blob, own_init=own_init), layers, FramedPipe(stream, stream))
+        start_worker(dict(setup, own_init=own_init), layers, FramedPipe(stream, stream))
     finally:
         os._exit(1)
 

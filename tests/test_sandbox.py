@@ -1391,6 +1391,6 @@ def test_a_folder_that_another_process_sweeps_is_made_anew(
 @pytest.mark.parametrize("given", [["a\0b", ""], {"a\0": "\1\2"}, ["\0\1\2\3"]], ids=["NUL", "more", "all"])
 def test_texts_with_control_characters_are_handed_over_as_texts(local: LocalSandbox, given: Any) -> None:
     form = "json" if given == ["\0\1\2\3"] else type(given).__name__
-    assert rlm_worker.to_blob(given)[0]["form"] == form
+    assert rlm_worker.to_pieces(given)[0]["form"] == form
     local.set("given", given)
     assert local.get("given") == given
