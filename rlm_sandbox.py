@@ -1125,16 +1125,16 @@ class Files:
 
         A link is never listed as a folder, or walks would not end.
         """
-        found: list[dict[str, bool]] = []
-        refusal: OSError | None = None
-        for base in self.bases[: 1 if os.path.isabs(path) else None]:
+        names: dict[str, bool] = {}
+        refusals: list[OSError] = []
+        bases = self.bases[: 1 if os.path.isabs(path) else None]
+        for base in bases:
             try:
-                found.append(self.names_in(path, base))
+                names.update(self.names_in(path, base))
             except OSError as error:
-                refusal = refusal or error
-        if refusal is not None and not found:
-            raise refusal
-        names = {name: is_folder for part in found for name, is_folder in part.items()}
+                refusals.append(error)
+        if refusals and len(refusals) == len(bases):
+            raise refusals[0]
         too_many = f"{NAMES_MAX:,}" if len(names) > NAMES_MAX else ""
         if too_many or len(json.dumps(list(names))) > NAMES_SIZE:
             much = too_many or f"{NAMES_SIZE >> 20} MB of"
@@ -1502,14 +1502,19 @@ def temporary_folder() -> str:
 
 
 def language_setup(allowed_imports: tuple[str, ...], policy: bool) -> Setup:
-    """What the worker's interpreter, which sees no site-packages, needs for RestrictedPython and the packages."""
-    names = [*(["RestrictedPython"] if policy else []), *allowed_imports]
-    path = [os.path.dirname(place) for name in names for place in locations_of(name)]
+    """What the worker's interpreter, which sees no site-packages, needs for RestrictedPython and the packages.
+
+    `path` is where it imports them from. `packages` is what these read while they run: their own files, and those that
+    they are installed beside.
+    """
+    places = [place for name in allowed_imports for place in locations_of(name)]
+    above = [os.path.dirname(place) for place in places]
+    own = [os.path.dirname(place) for place in locations_of("RestrictedPython")] if policy else []
     return {
         "allowed_imports": allowed_imports,
         "policy": policy,
-        "path": list(dict.fromkeys(filter(None, path))),
-        "packages": [place for name in allowed_imports for place in places_of(name)],
+        "path": list(dict.fromkeys(filter(None, [*own, *above]))),
+        "packages": [*places, *(folder for folder in above if folder.endswith(("site-packages", "dist-packages")))],
     }
 
 
@@ -1521,13 +1526,6 @@ def locations_of(name: str) -> list[str]:
     if spec is None:
         raise SandboxError(f"the package {name!r} is not installed", f"pip install {name}")
     return list(spec.submodule_search_locations or [spec.origin or ""])
-
-
-def places_of(name: str) -> list[str]:
-    """What a package needs to read while it runs: its own files, and those it is installed beside."""
-    places = locations_of(name)
-    above = {os.path.dirname(place) for place in places}
-    return [*places, *(folder for folder in above if folder.endswith(("site-packages", "dist-packages")))]
 
 
 def is_native(name: str) -> bool:
