@@ -61,7 +61,6 @@ PART_COST = 80  # bytes charged for each item, key and container beyond their te
 DEPTH_MAX = 100  # nested containers in a value that is sent
 OUTPUT_HALF = 5_000_000  # bytes of a cell's output kept at each end
 OUTPUTS_MAX = 100_000_000  # characters kept in all of `_out`
-TOGETHER_MAX = 64  # tasks whose calls are in flight at once
 NAMES_MAX = 5_000  # variables that are listed
 COMMIT = b"c"  # marks a cell process's last frame; "." the others
 COMMITTED = b"done"  # the checkpoint's last word to the cell process that takes over
@@ -593,36 +592,21 @@ class Calls:
         if message.get("op") in ("return", "raise") and message.get("id") == self.request:
             self.answers[message["call"]] = message
 
-    def start_task(self, task: Callable[[], object]) -> Callable[[], object]:
-        """Send a task that only calls a host function; returns a function that waits for its answer, else the task."""
-        if type(task) is functools.partial and id(task.func) in self.direct:
-            with contextlib.suppress(TypeError, ValueError, RecursionError):
-                number = self.start(self.direct[id(task.func)], task.args, task.keywords)
-                return lambda: unwrap(self.answer(number))
-        return task
-
 
 session_calls: Calls | None = None  # of this process's worker
 
 
-def run_together(tasks: Sequence[Callable[[], object]]) -> list[tuple[bool, Any]]:
-    """Run the tasks in order, with (True, value) or (False, exception) of each; `rlm_policy` builds its
-    `concurrent.futures` on it.
+def start_task(task: Callable[[], object]) -> Callable[[], object]:
+    """Send a task that only calls a host function; returns a function that waits for its answer, else the task.
 
-    There are no threads. Tasks that only call a host function are all sent before the first answer is awaited.
+    `rlm_policy` builds its `concurrent.futures` on this, since there are no threads.
     """
-    results: list[tuple[bool, Any]] = []
-    for at in range(0, len(tasks), TOGETHER_MAX):
-        part = tasks[at : at + TOGETHER_MAX]
-        results += map(try_task, [session_calls.start_task(task) for task in part] if session_calls else part)
-    return results
-
-
-def try_task(task: Callable[[], object]) -> tuple[bool, object]:
-    try:
-        return True, task()
-    except Exception as error:
-        return False, error
+    if session_calls and type(task) is functools.partial and id(task.func) in session_calls.direct:
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            answer = session_calls.answer
+            number = session_calls.start(session_calls.direct[id(task.func)], task.args, task.keywords)
+            return lambda: unwrap(answer(number))
+    return task
 
 
 def unwrap(answer: Frame) -> Any:
