@@ -1315,7 +1315,7 @@ class PlainChannel(Channel):
         self.folder = tempfile.mkdtemp(prefix="rlm-sandbox-")
         ours, self.theirs = socket.socketpair()
         super().__init__(ours)
-        setup = dict(setup, scratch=self.folder, fork_limit=0, confined=False, descriptors=False)
+        setup = dict(setup, scratch=self.folder, fork_limit=0, confined=False)
         self.process: Any = start_python(
             "plain_main(setup)", setup, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -1600,7 +1600,6 @@ class LocalSandbox(BaseSandbox):
             "output_limit": output_limit,
             "fork_limit": SNAPSHOT_MAX if snapshot else 0,
             "confined": "confinement" in layers,
-            "descriptors": True,
         }
         with self._lock:
             self._started()
@@ -1922,13 +1921,11 @@ def owner_label(pid: int) -> str:
 
 def machine_id() -> str:
     """An id for this boot of the machine and this PID namespace."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return f"{file.read().strip()}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        import platform
+    if boot := proc("sys/kernel/random/boot_id").strip():
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    import platform
 
-        return platform.node().replace(" ", "_") or "unknown"
+    return platform.node().replace(" ", "_") or "unknown"
 
 
 def start_of(pid: int) -> str:

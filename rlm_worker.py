@@ -1086,7 +1086,7 @@ class Worker:
         signal.signal(signal.SIGINT, self.calls.interrupts.handler)
         if self.fork_limit:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        self.calls.send({"op": "hello", "layers": layers, "python": sys.version.split()[0]})
+        self.calls.send({"op": "hello", "layers": layers})
         operations = {"execute": self.execute, "set": self.set, "get": self.get, "names": self.names}
         while True:
             try:
@@ -1163,7 +1163,7 @@ class Worker:
             resource.setrlimit(resource.RLIMIT_AS, before)
 
     def execute(self, message: Frame) -> Frame:
-        number, began = message["cell"], time.perf_counter()
+        number = message["cell"]
         sys.stdout = sys.stderr = self.out  # whatever an earlier cell has put there
         self.out.begin(self.emit if message["stream"] or not self.forked else None)
         self.interrupted = False
@@ -1175,7 +1175,7 @@ class Worker:
         self.out.flush()
         output = self.output(f"; the whole is in _out[{number}]")
         self.keep_output(number, self.out.text())
-        return {"op": "result", "ms": (time.perf_counter() - began) * 1000, **output, **ended}
+        return {"op": "result", **output, **ended}
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
@@ -2166,7 +2166,7 @@ def start_session(setup: Setup, descriptors: list[int], pid_writer: int, livenes
         os.dup2(files, FILES_FD)
         keep_open(stream, FILES_FD)
         own_init = os.getppid() == 1 and bool(layers.get("pid_namespace"))
-        start_worker(dict(setup, own_init=own_init), layers, FramedPipe(stream, stream))
+        start_worker(dict(setup, own_init=own_init, descriptors=True), layers, FramedPipe(stream, stream))
     finally:
         os._exit(1)
 
