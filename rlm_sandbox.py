@@ -58,7 +58,6 @@ else:  # vendored into a package
 
 if TYPE_CHECKING:
     from socket import SocketIO, socket
-    from ssl import SSLSocket
     from subprocess import Popen
 
     from docker import APIClient
@@ -218,14 +217,15 @@ class Sandbox(Protocol):
 
 
 class Channel:
-    """Frames to and from one worker, and the means to stop it. `stream` is a connected socket, or looks like one.
+    """Frames to and from one worker, by a connected socket, and the means to stop it.
 
     Whatever arrives is checked before anything else sees it.
     """
 
     hard_grace = HARD_GRACE
+    blocked: tuple[type[OSError], ...] = (BlockingIOError,)  # what a stream raises that would have to wait
 
-    def __init__(self, stream: socket | TLSStream):
+    def __init__(self, stream: socket):
         self.stream = stream
         self.process_of_host = os.getpid()
         self.sending = threading.Lock()
@@ -286,7 +286,7 @@ class Channel:
     def read(self) -> None:
         try:
             data = self.receive_bytes()
-        except BlockingIOError:
+        except self.blocked:
             return
         except OSError as error:
             raise ConnectionLost("the sandbox's process has ended") from error
@@ -323,14 +323,14 @@ class Channel:
         return self.stream.fileno()
 
     def receive_bytes(self) -> bytes:
-        """Bytes, once `fileno` is readable; b"" at the end. BlockingIOError: nothing yet."""
+        """Bytes, once `fileno` is readable; b"" at the end. An error of `blocked`: nothing yet."""
         return self.stream.recv(1 << 18)
 
     def send_bytes(self, data: memoryview) -> int:
         """Send some of the bytes without waiting; 0 if there is no room now."""
         try:
             return self.stream.send(data)
-        except BlockingIOError:
+        except self.blocked:
             return 0
 
     def hand_over(self, descriptor: int, path: str, start: int) -> Frame:
@@ -1672,7 +1672,11 @@ class DockerChannel(Channel):
     hard_grace = 1.5 * HARD_GRACE  # the engine passes a signal on
 
     def __init__(self, engine: APIClient, container: str, attached: SocketIO, memory: int):
+        import ssl
+
         super().__init__(raw_socket(engine, attached))
+        self.blocked = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+        self.turns = threading.Lock()  # a TLS connection cannot be read and written at once
         self.engine, self.container, self.memory = engine, container, memory
         self.attached = attached  # holds the response open
         self.arrived = bytearray()
@@ -1683,12 +1687,17 @@ class DockerChannel(Channel):
         self.delivering: list[threading.Thread] = []  # signals on their way
 
     def receive_bytes(self) -> bytes:
-        data = bytes(self.stream.recv(1 << 18))
+        with self.turns:
+            data = self.stream.recv(1 << 18)  # at least a whole record of TLS, or what is left of it would go unnoticed
         self.arrived += data
         output = self.output()
         if data and not output:
             raise BlockingIOError
         return output
+
+    def send_bytes(self, data: memoryview) -> int:
+        with self.turns:
+            return super().send_bytes(data[: 1 << 16])
 
     def output(self) -> bytes:
         """The complete parts of the container's stdout that have arrived."""
@@ -1770,14 +1779,11 @@ def close_attached(attached: SocketIO) -> None:
         attached.close()
 
 
-def raw_socket(engine: APIClient, attached: SocketIO) -> socket | TLSStream:
-    """The non-blocking socket under the SDK's object for an attached container."""
+def raw_socket(engine: APIClient, attached: SocketIO) -> socket:
+    """The socket under the SDK's object for an attached container, perhaps one of TLS."""
     import socket
-    import ssl
 
     stream = getattr(attached, "_sock", attached)
-    if isinstance(stream, ssl.SSLSocket):
-        return TLSStream(stream)
     if not isinstance(stream, socket.socket):
         raise SandboxError(
             f"containers cannot be driven over {engine.base_url}",
@@ -1785,36 +1791,6 @@ def raw_socket(engine: APIClient, attached: SocketIO) -> socket | TLSStream:
             "then DOCKER_HOST=unix:///tmp/docker.sock and docker_mount=none",
         )
     return stream
-
-
-class TLSStream:
-    """A TLS connection that behaves like a plain non-blocking socket, for one reader and one writer at once."""
-
-    def __init__(self, stream: SSLSocket):
-        self.stream = stream
-        self.lock = threading.Lock()
-        self.fileno, self.setblocking = stream.fileno, stream.setblocking
-        self.shutdown, self.close = stream.shutdown, stream.close
-
-    def recv(self, size: int) -> bytes:
-        """All that has arrived: bytes that TLS has buffered do not make the descriptor readable."""
-        import ssl
-
-        parts: list[bytes] = []
-        with self.lock, contextlib.suppress(ssl.SSLWantReadError):
-            while part := self.stream.recv(size):
-                parts.append(part)
-            return b"".join(parts)
-        if not parts:
-            raise BlockingIOError
-        return b"".join(parts)
-
-    def send(self, data: memoryview) -> int:
-        import ssl
-
-        with self.lock, contextlib.suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            return int(self.stream.send(data[: 1 << 16]))
-        return 0
 
 
 # - the engine
