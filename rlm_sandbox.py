@@ -1701,18 +1701,17 @@ class DockerChannel(Channel):
 
     def output(self) -> bytes:
         """The complete parts of the container's stdout that have arrived."""
-        found, at = [], 0
-        while len(self.arrived) - at >= 8:
-            stream_id, size = self.arrived[at], int.from_bytes(self.arrived[at + 4 : at + 8], "big")
-            if len(self.arrived) - at < 8 + size:
+        found = []
+        while len(self.arrived) >= 8:
+            stream_id, size = struct.unpack_from(">B3xI", self.arrived)
+            if len(self.arrived) < 8 + size:
                 break
-            part = bytes(memoryview(self.arrived)[at + 8 : at + 8 + size])
-            at += 8 + size
+            part = self.arrived[8 : 8 + size]
+            del self.arrived[: 8 + size]
             if stream_id == 1:
                 found.append(part)
             else:
                 self.complaint = (self.complaint + part)[-4000:]
-        del self.arrived[:at]
         return b"".join(found)
 
     def alive(self) -> bool:
