@@ -1373,6 +1373,11 @@ class Run:
         """How code can begin with a context: a variable that is ready, or a line that makes one."""
         return (ready_in(context) if self.profile.guides else "") or use_of(context)
 
+    def show_below(self, context: Context) -> int:
+        """Characters up to which a context is shown whole: for a small model not data, with which it would reckon."""
+        by_default = self.options.show_below == self.profile.show_below
+        return 0 if self.profile.guides and by_default and context.is_data else self.options.show_below
+
     def variables(self, context: Context) -> dict[str, Any]:
         return {"context": context.value, **(context.parsed if self.profile.guides else {})}
 
@@ -1997,9 +2002,10 @@ class Node:
             self._answer_open_calls()
         new = self.context is not self.announced_context
         if new:
-            self.shown_whole = self.context.whole(self.run.options.show_below) is not None
-            self.touched = False
-            self.shown_whole = self.shown_whole or self.protocol == "plain"
+            whole = self.context.whole(self.run.show_below(self.context)) is not None
+            if recorded and recorded.get("announcement"):  # perhaps by another rule
+                whole = _ALL_OF_IT in recorded["announcement"]
+            self.shown_whole, self.touched = whole or self.protocol == "plain", False
             self.looked = self.context.value is None or self.shown_whole or bool(self.context.images)
         self._ask_user(prompt, new, recorded, plain)
         self.first_turn, self.failures = self.turn, 0
@@ -4100,6 +4106,7 @@ _IMAGES = 20  # shown with a prompt
 _IMAGE_DATA = r"(?i)data:image/\w+;base64,[\w+/=]+"
 _IMAGE_URL = r"(?i)https?://\S+\.(?:png|jpe?g|gif|webp)(?:\?\S*)?"
 _PLAIN = (str, bytes, int, float, bool, type(None))
+_ALL_OF_IT = "This is all of it:"  # stands before a context that is shown whole
 
 
 @dataclass(frozen=True)
@@ -4137,6 +4144,11 @@ class Context:
         """What code would make of it: `rows` of a table, `data` of JSON, `lines`, `numbers`, `tables` of files."""
         return _parsed(self.value, self.format)
 
+    @cached_property
+    def is_data(self) -> bool:
+        """Whether it is records rather than prose: a table, JSON, numbers, or lines that are made alike."""
+        return any(name != "lines" or _alike(value[:5]) for name, value in self.parsed.items())
+
     @property
     def is_images(self) -> bool:
         """Whether it is images and nothing else: the model sees them with the prompt."""
@@ -4158,7 +4170,7 @@ class Context:
         """The description in the prompt: all of it up to `show_below` characters, else type, size and first lines."""
         value = self.value
         if shown := self.whole(show_below):
-            return f"`context` is a {self.kind} of {_amount(value)}{self._notes()}. This is all of it:\n{shown}"
+            return f"`context` is a {self.kind} of {_amount(value)}{self._notes()}. {_ALL_OF_IT}\n{shown}"
         if value is None:
             return "There is no input: `context` is None."
         if isinstance(value, (str, bytes)):
@@ -4731,7 +4743,7 @@ def announcement(node: Node, *, new: bool) -> str:
     parts = []
     known = node.context.value is not None
     if new and (known or node.announced_context is not None) and not node.context.is_images:
-        parts.append(node.context.describe(node.run.options.show_below))
+        parts.append(node.context.describe(node.run.show_below(node.context)))
         if node.run.profile.guides and known and not node.shown_whole:
             parts += filter(None, [node.run.start_for(node.context), words_of(node.prompt, node.context)])
             parts.append(_BEGIN[node.protocol])
@@ -4782,7 +4794,7 @@ def plain_announcement(node: Node) -> str | None:
     if not below or node.depth or options.persistent or own_tools or context.value is None:
         return None
     if below == "auto":
-        is_short = context.whole(options.show_below) is not None
+        is_short = context.whole(run.show_below(context)) is not None
     else:  # no tokenizer packs more into a token
         is_short = bool(context.images) or size_up_to(context.value, 8 * int(below)) <= 8 * int(below)
     text = _plain_text(context) if is_short else None
@@ -6035,12 +6047,16 @@ def _table_shape(rows: list[dict[str, Any]]) -> str:
 
 def _line_shape(lines: list[str]) -> str:
     """How to take lines apart that are made alike; "" for others."""
-    words = [line.split() for line in lines]
-    parts = ", ".join(f"[{n}] is {word[:40]!r}" for n, word in enumerate(words[0]))
-    alike = 3 <= len(words[0]) <= 14 and len(set(map(len, words))) == 1
-    split = f". In lines[0].split() {parts}" if alike else ": for number, line in enumerate(lines, 1)"
+    parts = ", ".join(f"[{n}] is {word[:40]!r}" for n, word in enumerate(lines[0].split()))
+    split = f". In lines[0].split() {parts}" if _alike(lines) else ": for number, line in enumerate(lines, 1)"
     time = re.match(_LINE_TIME, lines[0])
     return split + (f". line[:{len(time[0])}] is its time, such as {time[0]!r}: compare it as text" if time else "")
+
+
+def _alike(lines: list[str]) -> bool:
+    """Whether several lines have the same number of words, a few."""
+    sizes = {len(line.split()) for line in lines}
+    return len(lines) > 2 and len(sizes) == 1 and 3 <= min(sizes) <= 14
 
 
 def use_of(context: Context) -> str:

@@ -1327,6 +1327,18 @@ def _sendable(arguments: object) -> JSONObject:
     return arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}
 
 
+def _arguments_text(arguments: JSONObject) -> str:
+    """Arguments as JSON. An encoder costs more than the text of a cell, which is all that most calls have."""
+    if len(arguments) == 1:
+        [(name, value)] = arguments.items()
+        if type(name) is type(value) is str:
+            return f"{{{_quoted(name)}: {_quoted(value)}}}"
+    return json.dumps(arguments, ensure_ascii=False)
+
+
+_quoted = json.encoder.encode_basestring
+
+
 def _object(value: object) -> JSONObject:
     return value if isinstance(value, dict) else {}
 
@@ -1401,15 +1413,17 @@ def _turns(messages: Sequence[Message]) -> Iterator[tuple[str, Iterator[Message]
 
 
 def _plain(content: Content) -> str:
+    if isinstance(content, str):  # nearly always, and a long history is converted for each request
+        return content
     return "\n".join(part["text"] for part in _parts(content) if part["type"] == "text")
 
 
 def _images(content: Content) -> list[JSONObject]:
-    return [part for part in _parts(content) if part["type"] == "image"]
+    return [] if isinstance(content, str) else [part for part in _parts(content) if part["type"] == "image"]
 
 
 def _has_images(messages: Sequence[Message]) -> bool:
-    return any(not isinstance(message.get("content"), str) and _images(message.get("content")) for message in messages)
+    return any(_images(message.get("content")) for message in messages)
 
 
 _IMAGES = {rb"\x89PNG": "png", rb"\xff\xd8\xff": "jpeg", rb"GIF8": "gif", rb"RIFF....WEBP": "webp"}
@@ -1504,9 +1518,9 @@ def _openai_message(backend: HTTPBackend, message: Message) -> JSONObject:
 
 def _openai_content(content: Content) -> str | list[JSONObject]:
     """Content as a string, which every server accepts; as parts only if there is an image."""
+    if not _images(content):
+        return _plain(content)
     parts = _parts(content)
-    if all(part["type"] == "text" for part in parts):
-        return "\n".join(part["text"] for part in parts)
     made = []
     for part in parts:
         if part["type"] == "text":
@@ -1523,7 +1537,7 @@ def _openai_assistant(backend: HTTPBackend, message: Message) -> JSONObject:
     extras = raw.get("extras", {})
     calls = []
     for call in message.get("tool_calls") or ():
-        function = {"name": call["name"], "arguments": json.dumps(_sendable(call["arguments"]), ensure_ascii=False)}
+        function = {"name": call["name"], "arguments": _arguments_text(_sendable(call["arguments"]))}
         calls.append({"id": call["id"], "type": "function", "function": function, **extras.get(call["id"], {})})
     if calls:
         made["tool_calls"] = calls

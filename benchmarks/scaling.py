@@ -349,7 +349,7 @@ def events(port: int, count: int) -> dict[str, Any]:
         page = timed(found, "page", lambda: rlm_viz.write([log], "page.html"))
         found["html"] = os.path.getsize(page)
         with open(log, "rb+") as file:  # as if it had been killed before its end, and before its last cell
-            file.truncate(file.read().rindex(b'{"v":1,"event":"tool"'))
+            file.truncate(file.read().rindex(b'{"v":2,"event":"tool"'))
         resumed = timed(found, "resume", lambda: rlm.resume(result.trajectory_id))
     assert (len(recorded), problems) == (count, []), (len(recorded), problems)
     return right(found | {"response": str(resumed), "host": peak(os.getpid())}, str(calls))

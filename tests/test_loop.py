@@ -753,9 +753,35 @@ LINES = "2026-05-04 06:00:05 [INFO] pump: 17 bar\n" * 4 + "2026-05-04 06:00:09 [
     ],
 )  # fmt: skip
 def test_a_small_model_finds_its_context_parsed(openai: Server, context: Any, cell: str, value: Any, told: str) -> None:
-    result = run(openai, block(f"FINAL({cell})"), context=context, model=SMALL, show_below=0)
+    result = run(openai, block(f"FINAL({cell})"), context=context, model=SMALL)
     assert result.value == value
     assert "Ready to use: " in openai.requests[0].last and told in openai.requests[0].last
+
+
+@pytest.mark.parametrize(
+    ("context", "options", "whole"),
+    [
+        pytest.param("We meet at noon.\nBring the keys to the old house.\nAnn\n", {}, True, id="prose"),
+        pytest.param("oak\nelm\noak\n", {}, True, id="a word a line"),
+        pytest.param(TABLE, {}, False, id="a table"),
+        pytest.param("3\n5\n8\n", {}, False, id="numbers"),
+        pytest.param(LINES, {}, False, id="lines alike"),
+        pytest.param(TABLE, {"show_below": 2000}, True, id="a table, as the caller wants it"),
+    ],
+)
+def test_a_small_model_reckons_with_code_however_short_the_data(
+    openai: Server, context: str, options: dict[str, Any], whole: bool
+) -> None:
+    run(openai, block("FINAL(1)"), context=context, model=SMALL, **options)
+    assert ("This is all of it:\n" + context.strip() in openai.requests[0].last) is whole
+
+
+def test_a_replay_goes_by_what_the_recorded_run_showed(openai: Server) -> None:
+    """A journal of a version that showed a small model short tables whole: its first reply could be the answer."""
+    result = run(openai, "Three.", context=TABLE, model=SMALL, show_below=2000)
+    path = Path(str(result.log))
+    path.write_text(path.read_text().replace('"show_below":2000', '"show_below":800'))
+    assert rlm.RLM().replay(result.trajectory_id).result.response == "Three."
 
 
 def test_a_small_model_that_wants_pandas_is_told_of_the_variable(openai: Server) -> None:
