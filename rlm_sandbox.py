@@ -389,8 +389,7 @@ class BaseSandbox(Sandbox):
         self.layers: dict[str, bool | str] = {}
         self._lock = threading.RLock()
         self._channel: Channel | None = None
-        self._given: dict[str, object] = {}
-        self._nbytes: dict[str, int] = {}  # what each of them takes in the worker
+        self._given: dict[str, tuple[object, int]] = {}  # what the host has set, and what it takes in the worker
         self._requests = 0
         self._cells = 0
         self._run: Run | None = None
@@ -461,7 +460,7 @@ class BaseSandbox(Sandbox):
         with self._lock:
             self._started()
             self._send_value(name, *to_send)
-            self._given[name] = value
+            self._given[name] = value, to_send[0]["nbytes"]
 
     def get(self, name: str) -> Any:
         """A variable's value; KeyError if there is none, TypeError if it is not plain data."""
@@ -490,7 +489,6 @@ class BaseSandbox(Sandbox):
         with self._lock:
             self._drop()
             self._given.clear()
-            self._nbytes.clear()
             self._started()
 
     def interrupt(self, grace: float = SOFT_GRACE) -> None:
@@ -523,7 +521,7 @@ class BaseSandbox(Sandbox):
             self._channel = self._open()
             try:
                 self._hello(self._channel)
-                for name, value in self._given.items():
+                for name, (value, _) in self._given.items():
                     self._send_value(name, *rlm_worker.to_pieces(value))
             except BaseException:
                 self._drop()  # a worker that lacks what the host has set is not to be found later
@@ -571,11 +569,9 @@ class BaseSandbox(Sandbox):
         raise kinds.get(short(reply.get("type"), 200), SandboxError)(short(reply.get("message"), 2000))
 
     def _send_value(self, name: str, header: Frame, pieces: Iterator[bytes]) -> None:
-        nbytes = {**self._nbytes, name: header["nbytes"]}
-        total = sum(nbytes.values())
+        total = header["nbytes"] + sum(nbytes for other, (_, nbytes) in self._given.items() if other != name)
         self._started().make_room(name, total)
         self._request({"op": "set", "name": name, **header, "given": total}, itertools.chain(pieces, [b""]))
-        self._nbytes = nbytes
 
 
 class Chunks:
@@ -1937,7 +1933,7 @@ import sys
 if sys.version_info < (3, 8):
     sys.exit("its Python %s is older than 3.8" % sys.version.split()[0])
 sys.path[:] = [path for path in sys.path if path]
-import binascii, json, os, random, types, zlib
+import binascii, json, os, types, zlib
 setup = json.loads(sys.argv[1])
 sys.argv[:] = [""]
 for folder in setup["folders"]:
@@ -1946,7 +1942,6 @@ for folder in setup["folders"]:
         break
     except OSError:
         pass
-random.seed(0)
 module = sys.modules["rlm_worker"] = types.ModuleType("rlm_worker")
 """
 
