@@ -30,9 +30,9 @@ from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING or not __package__:
-    from rlm_worker import PlainLanguage, Setup, describe, format_traceback, start_task, type_name
+    from rlm_worker import PlainLanguage, Setup, describe, format_traceback, print_help, start_task, type_name
 else:  # vendored into a package
-    from .rlm_worker import PlainLanguage, Setup, describe, format_traceback, start_task, type_name
+    from .rlm_worker import PlainLanguage, Setup, describe, format_traceback, print_help, start_task, type_name
 
 
 # --- what is refused, why, and what to write instead ------------------------------------------------------------------
@@ -393,12 +393,6 @@ def checked_open(file: object, *options: Any, **more: Any) -> object:
     if not isinstance(file, (str, os.PathLike)):
         raise TypeError(f"a file is named by a str or Path here, not {type_name(type(file))!r}")
     return open(file, *options, **more)
-
-
-def print_help(*topic: object) -> None:
-    """`help` without its pager."""
-    about = getattr(topic[0], "__doc__", None) if topic else None
-    print(about if isinstance(about, str) else "no help on that")
 
 
 def session_builtins() -> dict[str, object]:

@@ -647,12 +647,13 @@ def namespace(calls: Calls, name: str, doc: str, members: dict[str, str]) -> obj
 
 
 def print_help(*topic: object) -> None:
-    """`help`, without its pager for what the host gives."""
+    """`help`, without its pager for what the host gives; docstrings alone where Python started without `help`."""
     about = getattr(topic[0], "__doc__", None) if topic else None
-    if isinstance(about, str) and "host" in (type(topic[0]).__module__, getattr(topic[0], "__module__", "")):
-        print(about)
-    else:
+    of_host = topic and "host" in (type(topic[0]).__module__, getattr(topic[0], "__module__", ""))
+    if hasattr(builtins, "help") and not (of_host and isinstance(about, str)):
         help(*topic)
+    else:
+        print(about if isinstance(about, str) else "no help on that")
 
 
 def unbound(method: Callable[..., object]) -> Callable[..., object]:
