@@ -237,7 +237,6 @@ def checked_tree(source: str, filename: str) -> ast.Module:
         refusal = error if type(error) is PolicyError else notebook_refusal(error, line)
         if type(refusal) is PolicyError:
             refusal.filename, refusal.text = filename, line
-            refusal.end_lineno, refusal.end_offset = refusal.lineno, refusal.offset  # one mark, at its start
         raise refusal from None
     except RecursionError:
         raise PolicyError(TOO_DEEP) from None
