@@ -167,8 +167,6 @@ def unavailable(category: str, name: str) -> Callable[..., NoReturn]:
 class PolicyError(SyntaxError):
     """Code that the policy refuses; the message says why, and what to write instead."""
 
-    __module__ = "builtins"  # or tracebacks would name it with this module
-
 
 HARMLESS_SYNTAX = (  # which RestrictedPython refuses
     "AnnAssign TypeAlias TypeVar ParamSpec TypeVarTuple Match match_case MatchValue MatchSingleton MatchSequence"

@@ -477,19 +477,33 @@ LINK_CONTEXT = "\nDuring handling of the above exception, another exception occu
 
 
 def one_traceback(error: BaseException, sources: dict[str, str]) -> str:
-    import traceback
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename in sources:
+            frames.append((code.co_filename, trace.tb_lineno, code.co_name))
+        trace = trace.tb_next
+    lines = ["Traceback (most recent call last):"] if frames else []
+    for index, (filename, number, name) in enumerate(frames):
+        if index == 10 and len(frames) > 20:
+            lines.append(f"  [... {len(frames) - 20} more calls ...]")
+        if index < 10 or index >= len(frames) - 10:
+            source = "".join(sources[filename].splitlines()[number - 1 : number])
+            lines += location_lines(f'"{filename}", line {number}, in {name}', source)
+    message = safe_str(error)
+    if isinstance(error, SyntaxError) and error.lineno and error.filename in (*sources, "<eval>", "<exec>"):
+        lines += location_lines(f'"{error.filename}", line {error.lineno}', error.text or "", error.offset or 0)
+        message = str(error.msg)
+    notes = [str.__str__(note) for note in getattr(error, "__notes__", None) or () if issubclass(type(note), str)]
+    return "\n".join([*lines, type_name(type(error)) + (": " + message if message else ""), *notes[:10]])
 
-    found = [
-        (frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
-    lines = {name: sources[name].splitlines() for name in {name for name, _, _ in found} & sources.keys()}
-    frames = [
-        (name, line, function, "".join(lines[name][line - 1 : line])[:500])
-        for name, line, function in found
-        if name in lines
-    ]
-    head = ["Traceback (most recent call last):\n", *traceback.format_list(frames)] if frames else []
-    return "".join([*head, *traceback.format_exception_only(type(error), error)]).rstrip("\n")
+
+def location_lines(where: str, text: str, offset: int = 0) -> list[str]:
+    indent = len(text) - len(text.lstrip())
+    shown = [f"  File {where}", *([f"    {text.strip()[:500]}"] if text.strip() else [])]
+    if indent < offset <= indent + 500 and len(shown) > 1:
+        shown.append(" " * (4 + offset - 1 - indent) + "^")
+    return shown
 
 
 def rebuild_exception(exc_name: str, message: str, data: dict[str, object]) -> Exception:
@@ -501,7 +515,7 @@ def rebuild_exception(exc_name: str, message: str, data: dict[str, object]) -> E
             raise TypeError
         error = base(message)
     except TypeError:
-        cls = host_exception_classes.setdefault(exc_name, type(exc_name, (RuntimeError,), {"__module__": "builtins"}))
+        cls = host_exception_classes.setdefault(exc_name, type(exc_name, (RuntimeError,), {"__module__": "host"}))
         error = cls(message)
     for key, value in data.items():
         with contextlib.suppress(AttributeError, TypeError):
@@ -1626,8 +1640,6 @@ def take_streams() -> FramedPipe:
 
 def container_main(setup: Setup) -> NoReturn:
     """PID 1 of a container: it forks the worker, which gets what were the standard streams, and becomes its init."""
-    import traceback  # noqa: F401 - later there may be no descriptor left to import it with
-
     pipe = take_streams()
     layers: Layers = {}
     attempt(layers, "socket_filter", filter_container, setup["network"], setup["mounted"])
@@ -1949,8 +1961,8 @@ def allow_own_limits() -> Filter:
 
 # --- the zygote: a process with everything imported, from which sessions are forked (Linux) ---------------------------
 
-# What is in, or needs, libraries that the confined process cannot read, or is needed when there are no descriptors.
-PRELOADED = "_strptime copy dataclasses decimal hashlib random string traceback uuid zlib"
+# What is in, or needs, libraries that the confined process cannot read.
+PRELOADED = "_strptime copy dataclasses decimal hashlib random string uuid zlib"
 
 
 def zygote_main(channel: int, setup: Setup) -> NoReturn:
