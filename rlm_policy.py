@@ -30,9 +30,9 @@ from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING or not __package__:
-    from rlm_worker import PlainLanguage, Setup, describe, format_traceback, run_together, type_name
+    from rlm_worker import PlainLanguage, Setup, describe, format_traceback, print_help, start_task, type_name
 else:  # vendored into a package
-    from .rlm_worker import PlainLanguage, Setup, describe, format_traceback, run_together, type_name
+    from .rlm_worker import PlainLanguage, Setup, describe, format_traceback, print_help, start_task, type_name
 
 
 # --- what is refused, why, and what to write instead ------------------------------------------------------------------
@@ -393,12 +393,6 @@ def checked_open(file: object, *options: Any, **more: Any) -> object:
     return open(file, *options, **more)
 
 
-def print_help(*topic: object) -> None:
-    """`help` without its pager."""
-    about = getattr(topic[0], "__doc__", None) if topic else None
-    print(about if isinstance(about, str) else "no help on that")
-
-
 def session_builtins() -> dict[str, object]:
     kept = {name: value for name, value in vars(builtins).items() if not name.startswith("_")}
     kept.update({name: unavailable(category, name) for category, name in DENIED if category == "builtin"})
@@ -615,6 +609,9 @@ def os_members() -> dict[str, object]:
 # --- concurrent.futures, without threads ------------------------------------------------------------------------------
 
 
+TOGETHER_MAX = 64  # host calls in flight at once
+
+
 def future_members() -> dict[str, object]:
     """An executor whose tasks run in order, and whose host calls overlap, when a result is first needed."""
     from concurrent import futures
@@ -643,8 +640,13 @@ def future_members() -> dict[str, object]:
         def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
             ready = [future for future in self.waiting if future.set_running_or_notify_cancel()]
             self.waiting.clear()
-            for future, (ok, value) in zip(ready, run_together([future.task for future in ready])):
-                future.set_result(value) if ok else future.set_exception(value)
+            for at in range(0, len(ready), TOGETHER_MAX):
+                part = ready[at : at + TOGETHER_MAX]
+                for future, task in zip(part, [start_task(future.task) for future in part]):
+                    try:
+                        future.set_result(task())
+                    except Exception as error:
+                        future.set_exception(error)
 
     def as_completed(waited: Iterable[Future], timeout: float | None = None) -> Iterator[Future]:
         for future in list(waited):

@@ -36,7 +36,6 @@ import io
 import itertools
 import json
 import math
-import mmap
 import os
 import re
 import select
@@ -59,7 +58,6 @@ else:  # vendored into a package
 
 if TYPE_CHECKING:
     from socket import SocketIO, socket
-    from ssl import SSLSocket
     from subprocess import Popen
 
     from docker import APIClient
@@ -219,14 +217,15 @@ class Sandbox(Protocol):
 
 
 class Channel:
-    """Frames to and from one worker, and the means to stop it. `stream` is a connected socket, or looks like one.
+    """Frames to and from one worker, by a connected socket, and the means to stop it.
 
     Whatever arrives is checked before anything else sees it.
     """
 
     hard_grace = HARD_GRACE
+    blocked: tuple[type[OSError], ...] = (BlockingIOError,)  # what a stream raises that would have to wait
 
-    def __init__(self, stream: socket | TLSStream):
+    def __init__(self, stream: socket):
         self.stream = stream
         self.process_of_host = os.getpid()
         self.sending = threading.Lock()
@@ -253,7 +252,8 @@ class Channel:
                 return
             self.write(data, timeout)
             for piece in pieces:
-                self.write(struct.pack(">I", len(piece)) + piece, timeout)
+                self.write(struct.pack(">I", len(piece)), timeout)
+                self.write(piece, timeout)
         finally:
             self.sending.release()
 
@@ -286,7 +286,7 @@ class Channel:
     def read(self) -> None:
         try:
             data = self.receive_bytes()
-        except BlockingIOError:
+        except self.blocked:
             return
         except OSError as error:
             raise ConnectionLost("the sandbox's process has ended") from error
@@ -323,19 +323,15 @@ class Channel:
         return self.stream.fileno()
 
     def receive_bytes(self) -> bytes:
-        """Bytes, once `fileno` is readable; b"" at the end. BlockingIOError: nothing yet."""
+        """Bytes, once `fileno` is readable; b"" at the end. An error of `blocked`: nothing yet."""
         return self.stream.recv(1 << 18)
 
     def send_bytes(self, data: memoryview) -> int:
         """Send some of the bytes without waiting; 0 if there is no room now."""
         try:
             return self.stream.send(data)
-        except BlockingIOError:
+        except self.blocked:
             return 0
-
-    def put(self, pieces: Iterable[bytes]) -> int | None:
-        """Put a value into shared memory and return its size; None: it must follow in frames."""
-        return None
 
     def hand_over(self, descriptor: int, path: str, start: int) -> Frame:
         """Pass an open file to the worker: by default its bytes from `start` on, as many as an answer carries."""
@@ -393,8 +389,7 @@ class BaseSandbox(Sandbox):
         self.layers: dict[str, bool | str] = {}
         self._lock = threading.RLock()
         self._channel: Channel | None = None
-        self._given: dict[str, object] = {}
-        self._nbytes: dict[str, int] = {}  # what each of them takes in the worker
+        self._given: dict[str, tuple[object, int]] = {}  # what the host has set, and what it takes in the worker
         self._requests = 0
         self._cells = 0
         self._run: Run | None = None
@@ -457,15 +452,15 @@ class BaseSandbox(Sandbox):
         if not name.isidentifier():
             raise ValueError(f"{name!r} is not a name for a variable")
         try:
-            to_send = rlm_worker.to_blob(value)
+            to_send = rlm_worker.to_pieces(value)
         except (TypeError, RecursionError) as error:
             raise TypeError(
                 f"cannot hand {type(value).__name__} to the sandbox: {error}; convert it to text, lists and dicts first"
             ) from None
         with self._lock:
             self._started()
-            self._send_blob(name, *to_send)
-            self._given[name] = value
+            self._send_value(name, *to_send)
+            self._given[name] = value, to_send[0]["nbytes"]
 
     def get(self, name: str) -> Any:
         """A variable's value; KeyError if there is none, TypeError if it is not plain data."""
@@ -494,7 +489,6 @@ class BaseSandbox(Sandbox):
         with self._lock:
             self._drop()
             self._given.clear()
-            self._nbytes.clear()
             self._started()
 
     def interrupt(self, grace: float = SOFT_GRACE) -> None:
@@ -527,8 +521,8 @@ class BaseSandbox(Sandbox):
             self._channel = self._open()
             try:
                 self._hello(self._channel)
-                for name, value in self._given.items():
-                    self._send_blob(name, *rlm_worker.to_blob(value))
+                for name, (value, _) in self._given.items():
+                    self._send_value(name, *rlm_worker.to_pieces(value))
             except BaseException:
                 self._drop()  # a worker that lacks what the host has set is not to be found later
                 raise
@@ -574,17 +568,10 @@ class BaseSandbox(Sandbox):
         kinds: dict[str, type[Exception]] = {"TypeError": TypeError, "KeyError": KeyError, "ValueError": ValueError}
         raise kinds.get(short(reply.get("type"), 200), SandboxError)(short(reply.get("message"), 2000))
 
-    def _send_blob(self, name: str, header: Frame, pieces: Iterator[bytes]) -> None:
-        channel = self._started()
-        nbytes = {**self._nbytes, name: header["nbytes"]}
-        channel.make_room(name, sum(nbytes.values()))
-        size = channel.put(pieces)
-        try:
-            rest = itertools.chain(pieces, [b""]) if size is None else ()
-            self._request({"op": "set", "name": name, "size": size, **header, "given": sum(nbytes.values())}, rest)
-        finally:
-            channel.put(())
-        self._nbytes = nbytes
+    def _send_value(self, name: str, header: Frame, pieces: Iterator[bytes]) -> None:
+        total = header["nbytes"] + sum(nbytes for other, (_, nbytes) in self._given.items() if other != name)
+        self._started().make_room(name, total)
+        self._request({"op": "set", "name": name, **header, "given": total}, itertools.chain(pieces, [b""]))
 
 
 class Chunks:
@@ -642,6 +629,8 @@ class Run:
         memory: int | None,
         deadline: float,
     ):
+        from queue import SimpleQueue
+
         self.sandbox, self.number, self.limit, self.memory, self.deadline = sandbox, number, limit, memory, deadline
         self.functions, self.on_output = functions, on_output
         self.channel = sandbox._started()
@@ -650,6 +639,8 @@ class Run:
         self.began = time.monotonic()
         self.lock = threading.Lock()
         self.calls = self.active = self.at_work = 0  # to the host: all, unanswered ones, those at work
+        self.jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # for the threads that work for it
+        self.threads = 0
         self.pending_bytes = 0  # of the frames that these came in
         self.drained = threading.Condition(self.lock)  # signalled when it has become less
         self.paused = self.paused_at = self.interrupted_at = self.killed_at = 0.0
@@ -659,7 +650,6 @@ class Run:
         self.stop_reason = ""  # why it is being stopped: "timeout" or "interrupt"
         self.grace = SOFT_GRACE
         self.finished = False
-        self.queued: list[Callable[[], None]] = []
 
     def execute(self, code: str) -> Cell:
         message = {
@@ -685,6 +675,8 @@ class Run:
             raise
         finally:
             self.finished = True
+            for _ in range(self.threads):
+                self.jobs.put(None)
         if self.stop is not None:
             raise self.stop
         return self.finish(reply)
@@ -811,25 +803,23 @@ class Run:
         return None if member else function
 
     def dispatch(self, job: Callable[[], None], nbytes: int) -> None:
-        """Run a host function in a thread, or queue it."""
+        """Have a host function run in one of this cell's threads, which are started as they are needed."""
         with self.lock:
             self.active += 1
             self.pending_bytes += nbytes
             if self.active > WAITING_MAX:
                 raise ConnectionLost(f"{self.active} host calls at once")
-            if self.active > THREADS_MAX:
-                self.queued.append(job)
-                return
-        threads().run(job)
+            more = self.threads < min(self.active, THREADS_MAX)
+            self.threads += more
+        self.jobs.put(job)
+        if more:
+            threading.Thread(target=self.serve, daemon=True).start()
 
-    def done(self, nbytes: int) -> None:
-        with self.lock:
-            self.active -= 1
-            self.pending_bytes -= nbytes
-            self.drained.notify()
-            job = self.queued.pop(0) if self.queued and not self.finished else None
-        if job is not None:
-            threads().run(job)
+    def serve(self) -> None:
+        while (job := self.jobs.get()) and not self.finished:
+            job()
+            with self.lock:
+                self.active -= 1
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -854,7 +844,9 @@ class Run:
                 with clock:
                     value = work()
             finally:
-                self.done(nbytes)
+                with self.drained:
+                    self.pending_bytes -= nbytes
+                    self.drained.notify()
             self.reply({"op": "return", "call": key, "value": Packer().pack(value)})
         except AbortCell as stop:
             self.abort(stop)
@@ -987,47 +979,6 @@ def images_of(value: object) -> list[dict[str, str]]:
     return found
 
 
-class Threads:
-    """A pool of daemon threads that end when idle, so that a host call does not cost the start of a thread."""
-
-    LINGER = 2.0
-
-    def __init__(self) -> None:
-        import queue
-
-        self.process = os.getpid()
-        self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.idle = threading.Semaphore(0)  # threads that no job counts on
-
-    def run(self, job: Callable[[], None]) -> None:
-        self.jobs.put(job)
-        if not self.idle.acquire(blocking=False):
-            threading.Thread(target=self.work, daemon=True).start()
-
-    def work(self) -> None:
-        import queue
-
-        while True:
-            try:
-                job = self.jobs.get(timeout=self.LINGER)
-            except queue.Empty:
-                if self.idle.acquire(blocking=False):
-                    return
-                continue
-            job()
-            self.idle.release()
-
-
-_threads: Threads | None = None
-
-
-def threads() -> Threads:
-    global _threads
-    if _threads is None or _threads.process != os.getpid():  # threads do not survive a fork
-        _threads = Threads()
-    return _threads
-
-
 # --- files ------------------------------------------------------------------------------------------------------------
 
 NAMES_MAX = 50_000  # in an answer about a folder
@@ -1154,36 +1105,32 @@ class Files:
 
     def linked_files(self) -> Iterator[tuple[str, os.stat_result]]:
         until = time.monotonic() + LINK_SECONDS
-        waiting = [f for f in self.folders if not any(rlm_worker.is_inside(f, o) for o in self.folders if o != f)]
-        while waiting:
-            with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    if time.monotonic() > until:
-                        self.too_large = True
-                        return
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-                    elif entry.is_file(follow_symlinks=False):
-                        with contextlib.suppress(FileNotFoundError):
-                            info = os.lstat(entry.path)  # the entry's own lacks the number of names on Windows
-                            if info.st_nlink > 1:
-                                yield entry.path, info
+        apart = [f for f in self.folders if not any(rlm_worker.is_inside(f, o) for o in self.folders if o != f)]
+        for place, folders, names in itertools.chain.from_iterable(map(os.walk, apart)):
+            for path in [os.path.join(place, name) for name in (*names, *folders)]:
+                if time.monotonic() > until:
+                    self.too_large = True
+                    return
+                with contextlib.suppress(OSError):
+                    info = os.lstat(path)
+                    if info.st_nlink > 1 and stat.S_ISREG(info.st_mode):
+                        yield path, info
 
     def list(self, path: str) -> Frame:
         """The names in a folder, secrets excluded; a relative name may exist in several of the given folders.
 
         A link is never listed as a folder, or walks would not end.
         """
-        found: list[dict[str, bool]] = []
-        refusal: OSError | None = None
-        for base in self.bases[: 1 if os.path.isabs(path) else None]:
+        names: dict[str, bool] = {}
+        refusals: list[OSError] = []
+        bases = self.bases[: 1 if os.path.isabs(path) else None]
+        for base in bases:
             try:
-                found.append(self.names_in(path, base))
+                names.update(self.names_in(path, base))
             except OSError as error:
-                refusal = refusal or error
-        if refusal is not None and not found:
-            raise refusal
-        names = {name: is_folder for part in found for name, is_folder in part.items()}
+                refusals.append(error)
+        if refusals and len(refusals) == len(bases):
+            raise refusals[0]
         too_many = f"{NAMES_MAX:,}" if len(names) > NAMES_MAX else ""
         if too_many or len(json.dumps(list(names))) > NAMES_SIZE:
             much = too_many or f"{NAMES_SIZE >> 20} MB of"
@@ -1235,9 +1182,9 @@ def parse_size(text: str | int) -> int:
 class LocalChannel(Channel):
     """A session forked from the zygote: one socket, and signals to its process group."""
 
-    def __init__(self, stream: socket, blob: int, files: socket, group: int, zygote: ZygoteClient, memory: int):
+    def __init__(self, stream: socket, files: socket, group: int, zygote: ZygoteClient, memory: int):
         super().__init__(stream)
-        self.blob, self.files, self.group, self.zygote = blob, files, group, zygote
+        self.files, self.group, self.zygote = files, group, zygote
         self.numbers = itertools.count(1)
         self.memory = memory
         self.granted = 0  # bytes for what the host has set
@@ -1287,16 +1234,6 @@ class LocalChannel(Channel):
         self.next_count = time.monotonic() + max(COUNT_INTERVAL, 10 * (time.thread_time() - began))
         return sum(size for size in [*sizes[:1], *sizes[3:]] if size > 0) > self.allowed
 
-    def put(self, pieces: Iterable[bytes]) -> int:
-        os.ftruncate(self.blob, 0)
-        at = 0
-        for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                written = os.pwrite(self.blob, view, at)
-                view, at = view[written:], at + written
-        return at
-
     def hand_over(self, descriptor: int, path: str, start: int) -> Frame:
         import socket
 
@@ -1323,7 +1260,6 @@ class LocalChannel(Channel):
                 self.zygote.terminate(group)
             self.stream.close()
             self.files.close()
-            os.close(self.blob)
 
 
 def proc(path: str) -> str:
@@ -1345,14 +1281,9 @@ def stat_field(pid: int, number: int) -> str:
     return fields[number] if fields else ""
 
 
-def nbytes_of(pid: int, field: int) -> int:
-    """A process's bytes of address space (field 0), or how many of them are resident (1)."""
-    fields = proc(f"{pid}/statm").split()
-    return int(fields[field]) * mmap.PAGESIZE if fields else 0
-
-
 def resident(pid: int) -> int:
-    return nbytes_of(pid, 1)
+    """A process's bytes of memory; 0 if it has ended."""
+    return rlm_worker.memory_size(1, pid) or 0
 
 
 def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
@@ -1362,7 +1293,7 @@ def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
     try:
         soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
         if soft != resource.RLIM_INFINITY:
-            limit = wanted(soft, nbytes_of(pid, 0))
+            limit = wanted(soft, rlm_worker.memory_size(0, pid) or 0)
             resource.prlimit(pid, resource.RLIMIT_AS, (limit if hard == -1 else min(limit, hard), hard))
         return soft
     except OSError:  # it has ended
@@ -1380,7 +1311,7 @@ class PlainChannel(Channel):
         self.folder = tempfile.mkdtemp(prefix="rlm-sandbox-")
         ours, self.theirs = socket.socketpair()
         super().__init__(ours)
-        setup = dict(setup, scratch=self.folder, fork_limit=0, confined=False, descriptors=False)
+        setup = dict(setup, scratch=self.folder, fork_limit=0, confined=False)
         self.process: Any = start_python(
             "plain_main(setup)", setup, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -1567,14 +1498,19 @@ def temporary_folder() -> str:
 
 
 def language_setup(allowed_imports: tuple[str, ...], policy: bool) -> Setup:
-    """What the worker's interpreter, which sees no site-packages, needs for RestrictedPython and the packages."""
-    names = [*(["RestrictedPython"] if policy else []), *allowed_imports]
-    path = [os.path.dirname(place) for name in names for place in locations_of(name)]
+    """What the worker's interpreter, which sees no site-packages, needs for RestrictedPython and the packages.
+
+    `path` is where it imports them from. `packages` is what these read while they run: their own files, and those that
+    they are installed beside.
+    """
+    places = [place for name in allowed_imports for place in locations_of(name)]
+    above = [os.path.dirname(place) for place in places]
+    own = [os.path.dirname(place) for place in locations_of("RestrictedPython")] if policy else []
     return {
         "allowed_imports": allowed_imports,
         "policy": policy,
-        "path": list(dict.fromkeys(filter(None, path))),
-        "packages": [place for name in allowed_imports for place in places_of(name)],
+        "path": list(dict.fromkeys(filter(None, [*own, *above]))),
+        "packages": [*places, *(folder for folder in above if folder.endswith(("site-packages", "dist-packages")))],
     }
 
 
@@ -1586,13 +1522,6 @@ def locations_of(name: str) -> list[str]:
     if spec is None:
         raise SandboxError(f"the package {name!r} is not installed", f"pip install {name}")
     return list(spec.submodule_search_locations or [spec.origin or ""])
-
-
-def places_of(name: str) -> list[str]:
-    """What a package needs to read while it runs: its own files, and those it is installed beside."""
-    places = locations_of(name)
-    above = {os.path.dirname(place) for place in places}
-    return [*places, *(folder for folder in above if folder.endswith(("site-packages", "dist-packages")))]
 
 
 def is_native(name: str) -> bool:
@@ -1667,7 +1596,6 @@ class LocalSandbox(BaseSandbox):
             "output_limit": output_limit,
             "fork_limit": SNAPSHOT_MAX if snapshot else 0,
             "confined": "confinement" in layers,
-            "descriptors": True,
         }
         with self._lock:
             self._started()
@@ -1706,23 +1634,17 @@ class LocalSandbox(BaseSandbox):
         import socket
 
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            blob = os.memfd_create("rlm")
-            ours.callback(os.close, blob)
-            os.fchmod(blob, 0o400)  # or a cell could open it for writing by way of /proc/self/fd
             stream, their_stream = socket.socketpair()
-            ours.callback(stream.close)
-            theirs.callback(their_stream.close)
-            read_only = os.open(f"/proc/self/fd/{blob}", os.O_RDONLY)
-            theirs.callback(os.close, read_only)
+            ours.enter_context(stream)
+            theirs.enter_context(their_stream)
             files, their_files = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            ours.callback(files.close)
-            theirs.callback(their_files.close)
+            ours.enter_context(files)
+            theirs.enter_context(their_files)
             files.setblocking(False)
             files.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # a few descriptors under way, and no more
-            descriptors = [their_stream.fileno(), read_only, their_files.fileno()]
-            group = zygote.spawn(self.setup, descriptors)
+            group = zygote.spawn(self.setup, [their_stream.fileno(), their_files.fileno()])
             ours.pop_all()
-        return LocalChannel(stream, blob, files, group, zygote, self.memory)
+        return LocalChannel(stream, files, group, zygote, self.memory)
 
 
 # --- the Docker sandbox -----------------------------------------------------------------------------------------------
@@ -1746,7 +1668,11 @@ class DockerChannel(Channel):
     hard_grace = 1.5 * HARD_GRACE  # the engine passes a signal on
 
     def __init__(self, engine: APIClient, container: str, attached: SocketIO, memory: int):
+        import ssl
+
         super().__init__(raw_socket(engine, attached))
+        self.blocked = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+        self.turns = threading.Lock()  # a TLS connection cannot be read and written at once
         self.engine, self.container, self.memory = engine, container, memory
         self.attached = attached  # holds the response open
         self.arrived = bytearray()
@@ -1757,27 +1683,31 @@ class DockerChannel(Channel):
         self.delivering: list[threading.Thread] = []  # signals on their way
 
     def receive_bytes(self) -> bytes:
-        data = bytes(self.stream.recv(1 << 18))
+        with self.turns:
+            data = self.stream.recv(1 << 18)  # at least a whole record of TLS, or what is left of it would go unnoticed
         self.arrived += data
         output = self.output()
         if data and not output:
             raise BlockingIOError
         return output
 
+    def send_bytes(self, data: memoryview) -> int:
+        with self.turns:
+            return super().send_bytes(data[: 1 << 16])
+
     def output(self) -> bytes:
         """The complete parts of the container's stdout that have arrived."""
-        found, at = [], 0
-        while len(self.arrived) - at >= 8:
-            stream_id, size = self.arrived[at], int.from_bytes(self.arrived[at + 4 : at + 8], "big")
-            if len(self.arrived) - at < 8 + size:
+        found = []
+        while len(self.arrived) >= 8:
+            stream_id, size = struct.unpack_from(">B3xI", self.arrived)
+            if len(self.arrived) < 8 + size:
                 break
-            part = bytes(memoryview(self.arrived)[at + 8 : at + 8 + size])
-            at += 8 + size
+            part = self.arrived[8 : 8 + size]
+            del self.arrived[: 8 + size]
             if stream_id == 1:
                 found.append(part)
             else:
                 self.complaint = (self.complaint + part)[-4000:]
-        del self.arrived[:at]
         return b"".join(found)
 
     def alive(self) -> bool:
@@ -1844,14 +1774,11 @@ def close_attached(attached: SocketIO) -> None:
         attached.close()
 
 
-def raw_socket(engine: APIClient, attached: SocketIO) -> socket | TLSStream:
-    """The non-blocking socket under the SDK's object for an attached container."""
+def raw_socket(engine: APIClient, attached: SocketIO) -> socket:
+    """The socket under the SDK's object for an attached container, perhaps one of TLS."""
     import socket
-    import ssl
 
     stream = getattr(attached, "_sock", attached)
-    if isinstance(stream, ssl.SSLSocket):
-        return TLSStream(stream)
     if not isinstance(stream, socket.socket):
         raise SandboxError(
             f"containers cannot be driven over {engine.base_url}",
@@ -1859,36 +1786,6 @@ def raw_socket(engine: APIClient, attached: SocketIO) -> socket | TLSStream:
             "then DOCKER_HOST=unix:///tmp/docker.sock and docker_mount=none",
         )
     return stream
-
-
-class TLSStream:
-    """A TLS connection that behaves like a plain non-blocking socket, for one reader and one writer at once."""
-
-    def __init__(self, stream: SSLSocket):
-        self.stream = stream
-        self.lock = threading.Lock()
-        self.fileno, self.setblocking = stream.fileno, stream.setblocking
-        self.shutdown, self.close = stream.shutdown, stream.close
-
-    def recv(self, size: int) -> bytes:
-        """All that has arrived: bytes that TLS has buffered do not make the descriptor readable."""
-        import ssl
-
-        parts: list[bytes] = []
-        with self.lock, contextlib.suppress(ssl.SSLWantReadError):
-            while part := self.stream.recv(size):
-                parts.append(part)
-            return b"".join(parts)
-        if not parts:
-            raise BlockingIOError
-        return b"".join(parts)
-
-    def send(self, data: memoryview) -> int:
-        import ssl
-
-        with self.lock, contextlib.suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            return int(self.stream.send(data[: 1 << 16]))
-        return 0
 
 
 # - the engine
@@ -1939,29 +1836,50 @@ def connect_engine() -> APIClient:
             f"the Docker SDK for Python cannot be imported: {reason}",
             "rename that folder, or run elsewhere" if folder else "pip install docker",
         ) from None
+    host = os.environ.get("DOCKER_HOST")
     troubles: tuple[type[Exception], ...] = (*engine_errors(), ValueError)
     try:
         engine = connect(timeout=CONNECT_SECONDS, max_pool_size=100).api
     except troubles as error:
-        raise no_engine(error) from None
+        why = f" ({first_line(error)})" if host else ""
+        raise refusal(NO_ENGINE, error, where=host or "unix:///var/run/docker.sock", why=why) from None
     engine.timeout = DAEMON_SECONDS
     engine.is_podman = "Podman" in str(engine.version().get("Components"))
     return engine
 
 
-def no_engine(error: BaseException) -> SandboxError:
-    where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-    if "Permission denied" in str(error):
-        return SandboxError(
-            f"no permission to use Docker at {where}", "sudo usermod -aG docker $USER, then log in again"
-        )
-    if "paramiko" in str(error):
-        return SandboxError(f"the SDK cannot connect to {where}", 'pip install "docker[ssh]"')
-    detail = f" ({first_line(error)})" if os.environ.get("DOCKER_HOST") else ""
-    return SandboxError(
-        f"no Docker daemon answers at {where}{detail}",
-        "start it (sudo systemctl start docker), set DOCKER_HOST, or --env local",
-    )
+# What the SDK or the engine says; the message; the next step. The last row takes whatever no other does.
+Refusals = tuple[tuple[str, str, str], ...]
+NO_ENGINE: Refusals = (
+    (r"Permission denied", "no permission to use Docker at {where}",
+     "sudo usermod -aG docker $USER, then log in again"),
+    (r"paramiko", "the SDK cannot connect to {where}", 'pip install "docker[ssh]"'),
+    (r"", "no Docker daemon answers at {where}{why}",
+     "start it (sudo systemctl start docker), set DOCKER_HOST, or --env local"),
+)  # fmt: skip
+NO_CONTAINER: Refusals = (
+    (r"executable file not found", "the image {box.image!r} has no python", 'docker_image = "python:3.11-slim"'),
+    (r"[Uu]nknown (or invalid )?runtime|runtime .{1,100} not found", "the engine has no runtime {box.runtime!r}",
+     "docker info lists the runtimes; docker_runtime = one of them"),
+    (r"[Mm]emory", "the engine refuses this amount of memory: {detail}", 'docker_memory = "512m"'),
+    (r"CPU", "the engine refuses this number of processors: {detail}", "docker_cpus = 1.0"),
+    (r"no space left", "the engine's disk is full: {detail}", "docker system df shows what takes the room"),
+    (r"bind source path|mount", "{box.workspace} cannot be mounted: {detail}", 'docker_mount = "none"'),
+    (r"refused|Connection|timed out|No such file", "the Docker daemon does not answer any more",
+     "start it again (sudo systemctl start docker); a run that had begun goes on with: rlm resume ID"),
+    (r"", "the container cannot be started: {detail}", "docker info"),
+)  # fmt: skip
+
+
+def refusal(table: Refusals, error: BaseException | None, **words: object) -> SandboxError:
+    detail = first_line(error)
+    message, hint = next((message, hint) for pattern, message, hint in table if re.search(pattern, detail))
+    return SandboxError(message.format(detail=detail, **words), hint)
+
+
+def first_line(error: BaseException | None) -> str:
+    explanation = getattr(error, "explanation", None) or error
+    return str(explanation).strip().split("\n")[0][:300]
 
 
 # - whose container it is
@@ -1974,13 +1892,11 @@ def owner_label(pid: int) -> str:
 
 def machine_id() -> str:
     """An id for this boot of the machine and this PID namespace."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return f"{file.read().strip()}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        import platform
+    if boot := proc("sys/kernel/random/boot_id").strip():
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    import platform
 
-        return platform.node().replace(" ", "_") or "unknown"
+    return platform.node().replace(" ", "_") or "unknown"
 
 
 def start_of(pid: int) -> str:
@@ -2017,7 +1933,7 @@ import sys
 if sys.version_info < (3, 8):
     sys.exit("its Python %s is older than 3.8" % sys.version.split()[0])
 sys.path[:] = [path for path in sys.path if path]
-import binascii, json, os, random, types, zlib
+import binascii, json, os, types, zlib
 setup = json.loads(sys.argv[1])
 sys.argv[:] = [""]
 for folder in setup["folders"]:
@@ -2026,7 +1942,6 @@ for folder in setup["folders"]:
         break
     except OSError:
         pass
-random.seed(0)
 module = sys.modules["rlm_worker"] = types.ModuleType("rlm_worker")
 """
 
@@ -2043,20 +1958,6 @@ def worker_program() -> str:
         "exec(compile(source, '<worker>', 'exec'), module.__dict__)\n"
         "module.container_main(setup)\n"
     )
-
-
-# What the engine says of a container that it does not make or start; the message; the next step.
-REFUSALS = (
-    (r"executable file not found", "the image {box.image!r} has no python", 'docker_image = "python:3.11-slim"'),
-    (r"[Uu]nknown (or invalid )?runtime|runtime .{1,100} not found", "the engine has no runtime {box.runtime!r}",
-     "docker info lists the runtimes; docker_runtime = one of them"),
-    (r"[Mm]emory", "the engine refuses this amount of memory: {detail}", 'docker_memory = "512m"'),
-    (r"CPU", "the engine refuses this number of processors: {detail}", "docker_cpus = 1.0"),
-    (r"no space left", "the engine's disk is full: {detail}", "docker system df shows what takes the room"),
-    (r"bind source path|mount", "{box.workspace} cannot be mounted: {detail}", 'docker_mount = "none"'),
-    (r"refused|Connection|timed out|No such file", "the Docker daemon does not answer any more",
-     "start it again (sudo systemctl start docker); a run that had begun goes on with: rlm resume ID"),
-)  # fmt: skip
 
 
 class DockerSandbox(BaseSandbox):
@@ -2110,7 +2011,7 @@ class DockerSandbox(BaseSandbox):
             try:
                 self.engine.ping()
             except engine_errors() as error:
-                raise self._failure(error) from None
+                raise refusal(NO_CONTAINER, error, box=self) from None
         return cell
 
     # - starting
@@ -2142,14 +2043,14 @@ class DockerSandbox(BaseSandbox):
             name = f"rlm-{os.urandom(8).hex()}"
             try:
                 return self._attach(name, python)
-            except BaseException as refusal:
+            except BaseException as problem:
                 remove_container(self.engine, name)
-                if not isinstance(refusal, engine_errors()):
+                if not isinstance(problem, engine_errors()):
                     raise
-                error = refusal
-                if "executable file not found" not in str(refusal):
+                error = problem
+                if "executable file not found" not in str(problem):
                     break
-        raise self._failure(error) from None
+        raise refusal(NO_CONTAINER, error, box=self) from None
 
     def _attach(self, name: str, python: str) -> DockerChannel:
         from docker.errors import ImageNotFound
@@ -2258,19 +2159,6 @@ class DockerSandbox(BaseSandbox):
                 f"the image {self.image!r} is not here and cannot be pulled ({first_line(error)})",
                 f"docker pull {self.image}, or docker_image = an image that `docker images` lists",
             ) from None
-
-    def _failure(self, error: BaseException | None) -> SandboxError:
-        """A SandboxError for the engine's refusal, with the next step."""
-        detail = first_line(error)
-        for pattern, message, hint in REFUSALS:
-            if re.search(pattern, detail):
-                return SandboxError(message.format(box=self, detail=detail), hint)
-        return SandboxError(f"the container cannot be started: {detail}", "docker info")
-
-
-def first_line(error: BaseException | None) -> str:
-    explanation = getattr(error, "explanation", None) or error
-    return str(explanation).strip().split("\n")[0][:300]
 
 
 def container_user() -> str:

@@ -61,7 +61,6 @@ PART_COST = 80  # bytes charged for each item, key and container beyond their te
 DEPTH_MAX = 100  # nested containers in a value that is sent
 OUTPUT_HALF = 5_000_000  # bytes of a cell's output kept at each end
 OUTPUTS_MAX = 100_000_000  # characters kept in all of `_out`
-TOGETHER_MAX = 64  # tasks whose calls are in flight at once
 NAMES_MAX = 5_000  # variables that are listed
 COMMIT = b"c"  # marks a cell process's last frame; "." the others
 COMMITTED = b"done"  # the checkpoint's last word to the cell process that takes over
@@ -607,36 +606,21 @@ class Calls:
         if message.get("op") in ("return", "raise") and message.get("id") == self.request:
             self.answers[message["call"]] = message
 
-    def start_task(self, task: Callable[[], object]) -> Callable[[], object]:
-        """Send a task that only calls a host function; returns a function that waits for its answer, else the task."""
-        if type(task) is functools.partial and id(task.func) in self.direct:
-            with contextlib.suppress(TypeError, ValueError, RecursionError):
-                number = self.start(self.direct[id(task.func)], task.args, task.keywords)
-                return lambda: unwrap(self.answer(number))
-        return task
-
 
 session_calls: Calls | None = None  # of this process's worker
 
 
-def run_together(tasks: Sequence[Callable[[], object]]) -> list[tuple[bool, Any]]:
-    """Run the tasks in order, with (True, value) or (False, exception) of each; `rlm_policy` builds its
-    `concurrent.futures` on it.
+def start_task(task: Callable[[], object]) -> Callable[[], object]:
+    """Send a task that only calls a host function; returns a function that waits for its answer, else the task.
 
-    There are no threads. Tasks that only call a host function are all sent before the first answer is awaited.
+    `rlm_policy` builds its `concurrent.futures` on this, since there are no threads.
     """
-    results: list[tuple[bool, Any]] = []
-    for at in range(0, len(tasks), TOGETHER_MAX):
-        part = tasks[at : at + TOGETHER_MAX]
-        results += map(try_task, [session_calls.start_task(task) for task in part] if session_calls else part)
-    return results
-
-
-def try_task(task: Callable[[], object]) -> tuple[bool, object]:
-    try:
-        return True, task()
-    except Exception as error:
-        return False, error
+    if session_calls and type(task) is functools.partial and id(task.func) in session_calls.direct:
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            answer = session_calls.answer
+            number = session_calls.start(session_calls.direct[id(task.func)], task.args, task.keywords)
+            return lambda: unwrap(answer(number))
+    return task
 
 
 def unwrap(answer: Frame) -> Any:
@@ -677,12 +661,13 @@ def namespace(calls: Calls, name: str, doc: str, members: dict[str, str]) -> obj
 
 
 def print_help(*topic: object) -> None:
-    """`help`, without its pager for what the host gives."""
+    """`help`, without its pager for what the host gives; docstrings alone where Python started without `help`."""
     about = getattr(topic[0], "__doc__", None) if topic else None
-    if isinstance(about, str) and "host" in (type(topic[0]).__module__, getattr(topic[0], "__module__", "")):
-        print(about)
-    else:
+    of_host = topic and "host" in (type(topic[0]).__module__, getattr(topic[0], "__module__", ""))
+    if hasattr(builtins, "help") and not (of_host and isinstance(about, str)):
         help(*topic)
+    else:
+        print(about if isinstance(about, str) else "no help on that")
 
 
 def unbound(method: Callable[..., object]) -> Callable[..., object]:
@@ -1088,7 +1073,6 @@ class Worker:
         self.own_init: bool = setup.get("own_init", False)
         self.can_kill: bool = setup.get("can_kill", True)
         self.contained: bool = setup.get("contained", False)
-        self.blob: int = setup.get("blob", -1)
         self.given = 0  # bytes of what the host has set: rarely written to, so cheap to fork
         self.kills = memory_kills()
         global session_calls
@@ -1117,7 +1101,7 @@ class Worker:
         signal.signal(signal.SIGINT, self.calls.interrupts.handler)
         if self.fork_limit:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        self.calls.send({"op": "hello", "layers": layers, "python": sys.version.split()[0]})
+        self.calls.send({"op": "hello", "layers": layers})
         operations = {"execute": self.execute, "set": self.set, "get": self.get, "names": self.names}
         while True:
             try:
@@ -1165,27 +1149,23 @@ class Worker:
 
     def set(self, message: Frame) -> Frame:
         self.given = message["given"]
-        value = self.read_blob(message)
+        pieces = iter(self.host.read, b"")
+        try:
+            value = from_pieces(pieces, message)
+        finally:
+            collections.deque(pieces, 0)  # what follows these is another request
         before = self.variables.get(message["name"])
         if not is_one_of(type(before), (str, bytes, type(None))):
             self.replaced.append(before)
         self.variables[message["name"]] = value
         return {"op": "done"}
 
-    def read_blob(self, message: Frame) -> object:
-        """Read a value that the host put into shared memory, or that follows in frames."""
-        size = message["size"]
-        if not size:
-            return from_blob(memoryview(b"" if size == 0 else b"".join(iter(self.calls.pipe.read, b""))), message)
-        with mmap.mmap(self.blob, size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-            return from_blob(view, message)
-
     # - a cell: in the cell process or, without one, in the worker
 
     @contextlib.contextmanager
     def memory_limit(self, memory: int | None) -> Iterator[None]:
         """Let the cell use so much more memory than is in use now; restore the session's limit afterwards."""
-        size = memory_pages(0)
+        size = memory_size(0)
         if memory is None or size is None:
             yield
             return
@@ -1198,7 +1178,7 @@ class Worker:
             resource.setrlimit(resource.RLIMIT_AS, before)
 
     def execute(self, message: Frame) -> Frame:
-        number, began = message["cell"], time.perf_counter()
+        number = message["cell"]
         sys.stdout = sys.stderr = self.out  # whatever an earlier cell has put there
         self.out.begin(self.emit if message["stream"] or not self.forked else None)
         self.interrupted = False
@@ -1210,7 +1190,7 @@ class Worker:
         self.out.flush()
         output = self.output(f"; the whole is in _out[{number}]")
         self.keep_output(number, self.out.text())
-        return {"op": "result", "ms": (time.perf_counter() - began) * 1000, **output, **ended}
+        return {"op": "result", **output, **ended}
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
@@ -1532,10 +1512,10 @@ def write_file(path: str, text: str) -> None:
         file.write(text)
 
 
-def memory_pages(field: int) -> int | None:
-    """Bytes of address space (field 0) of this process, or of those that are in memory (1); None without /proc."""
+def memory_size(field: int, pid: int | str = "self") -> int | None:
+    """A process's bytes of address space (field 0), or of those that are in memory (1); None without /proc."""
     try:
-        with plain.open("/proc/self/statm", "rb") as statm:
+        with plain.open(f"/proc/{pid}/statm", "rb") as statm:
             return int(statm.read().split()[field]) * mmap.PAGESIZE
     except OSError:
         return None
@@ -1544,7 +1524,7 @@ def memory_pages(field: int) -> int | None:
 def memory_in_use() -> int:
     """Bytes of memory in use; an estimate where the confinement hides /proc."""
     small = sys.getallocatedblocks() * 96  # a middling size for objects of the small-object allocator
-    return memory_pages(1) or small + (malloc_size() if malloc_size else 0)
+    return memory_size(1) or small + (malloc_size() if malloc_size else 0)
 
 
 def memory_kills() -> str | None:
@@ -1558,7 +1538,7 @@ def memory_kills() -> str | None:
 malloc_size: Callable[[], int] | None = None  # set before confinement, where the C library can tell
 
 
-def to_blob(value: Any) -> tuple[Frame, Iterator[bytes]]:
+def to_pieces(value: Any) -> tuple[Frame, Iterator[bytes]]:
     """Serialise a value to a header and pieces of UTF-8: texts, lists and dicts of texts directly; the rest as JSON.
 
     The header's nbytes are the most that the worker needs: for the value and for the pieces it is built from.
@@ -1586,12 +1566,12 @@ def encoded(text: str) -> Iterator[bytes]:
 
 
 def text_nbytes(text: str) -> int:
-    """Memory for a text and for the UTF-8 that it is decoded from."""
+    """Memory for a text and for the pieces that it is joined from."""
     return 2 * len(text) if text.isascii() else sys.getsizeof(text) + 4 * len(text)
 
 
-def from_blob(view: memoryview, header: Frame) -> object:
-    text = str(view, "utf-8", "surrogatepass")
+def from_pieces(pieces: Iterator[bytes], header: Frame) -> object:
+    text = "".join([str(piece, "utf-8", "surrogatepass") for piece in pieces])
     if header["form"] == "json":
         return unpack(json.loads(text))
     if header["form"] == "str":
@@ -1817,7 +1797,7 @@ def verify_layers(layers: Layers) -> None:
 
 
 def limit_resources(memory: int) -> None:
-    present = memory_pages(0)
+    present = memory_size(0)
     if present is None:
         raise OSError("the size of this process cannot be told")
     limits = {
@@ -2130,7 +2110,7 @@ class Zygote:
             request = json.loads(data)
             if request["op"] == "terminate":
                 return self.terminate(request["pid"])
-            if len(descriptors) != 3:
+            if len(descriptors) != 2:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             reply = {"pid": self.new_session(request, descriptors), "number": request["number"]}
         except ValueError:
@@ -2195,11 +2175,11 @@ def start_session(setup: Setup, descriptors: list[int], pid_writer: int, livenes
             watched = [descriptors[0], liveness_pipe]
             keep_open(*watched)
             run_init(os.getpgrp(), watched)
-        stream, blob, files = descriptors
+        stream, files = descriptors
         os.dup2(files, FILES_FD)
-        keep_open(stream, blob, FILES_FD)
+        keep_open(stream, FILES_FD)
         own_init = os.getppid() == 1 and bool(layers.get("pid_namespace"))
-        start_worker(dict(setup, blob=blob, own_init=own_init), layers, FramedPipe(stream, stream))
+        start_worker(dict(setup, own_init=own_init, descriptors=True), layers, FramedPipe(stream, stream))
     finally:
         os._exit(1)
 

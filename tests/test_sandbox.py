@@ -265,6 +265,19 @@ def test_what_a_cell_overwrites_is_there_again_in_the_next(make: Make) -> None:
     assert box.execute("FINAL(llm_query('abc'))", functions={"llm_query": len}).final == 3
 
 
+def test_help_needs_no_pager_and_no_site(make: Make) -> None:
+    cell = make().execute("help(len)\nhelp(FINAL)")
+    assert cell.ok, cell.error
+    assert "Return the number of items in a container" in cell.stdout and "Answer with this value." in cell.stdout
+
+
+def test_the_threads_that_work_for_a_cell_end_with_it(make: Make) -> None:
+    box = make()
+    before = threading.active_count()
+    assert value(box.execute("[f(n) for n in range(5)]", functions={"f": lambda n: n})) == "[0, 1, 2, 3, 4]"
+    assert eventually(lambda: threading.active_count() <= before)
+
+
 # --- variables from outside ------------------------------------------------------------------------------------------
 
 
@@ -1392,6 +1405,6 @@ def test_a_folder_that_another_process_sweeps_is_made_anew(
 @pytest.mark.parametrize("given", [["a\0b", ""], {"a\0": "\1\2"}, ["\0\1\2\3"]], ids=["NUL", "more", "all"])
 def test_texts_with_control_characters_are_handed_over_as_texts(local: LocalSandbox, given: Any) -> None:
     form = "json" if given == ["\0\1\2\3"] else type(given).__name__
-    assert rlm_worker.to_blob(given)[0]["form"] == form
+    assert rlm_worker.to_pieces(given)[0]["form"] == form
     local.set("given", given)
     assert local.get("given") == given

@@ -283,7 +283,7 @@ def test_nothing_of_the_host_is_inherited(box: LocalSandbox, monkeypatch: pytest
         code = "import os\n[fd for fd in range(3, 128) if not __import__('errno').EBADF == err(fd)]"
         define = "import os\ndef err(fd):\n    try: os.fstat(fd)\n    except OSError as e: return e.errno\n"
         descriptors = fresh.execute(define + code).value or ""
-        assert len(descriptors.split(",")) <= 5, descriptors  # the stream, the blob, and the pipes to the original
+        assert len(descriptors.split(",")) <= 5, descriptors  # two sockets, and the pipes to the original
     status = box.execute("sorted(os.environ), os.getppid() < 1000, os.getpid() < 1000").value
     assert status == "([], True, True)"
 

@@ -390,21 +390,19 @@ def test_a_cell_that_switches_collection_off_keeps_it_off() -> None:
         assert [box.execute(cell).value for cell in cells] == ["True", "True", None, "False"]
 
 
-def test_a_cell_cannot_write_to_the_memory_that_hands_values_over() -> None:
+def test_a_cell_shares_no_memory_with_the_host_by_which_values_come() -> None:
     attempt = """
 import os
-found = []
+names = []
 for fd in range(3, 60):
-    name = ""
     try:
-        name = os.readlink(f"/proc/self/fd/{fd}")
-        found.append(name.startswith("/memfd") and os.open(f"/proc/self/fd/{fd}", os.O_RDWR))
-    except OSError as error:
-        found += [error.errno] * name.startswith("/memfd")
-set(found) - {False}
+        names.append(os.readlink(f"/proc/self/fd/{fd}"))
+    except OSError:
+        pass
+[name for name in names if name.partition(":")[0] not in ("pipe", "socket")]
 """
     with LocalSandbox(layers=("confinement",)) as box:
         box.set("text", "x" * 100)
-        assert box.execute(attempt).value == "{13}"  # EACCES
+        assert box.execute(attempt).value == "[]"
         box.set("text", "y" * 100)
         assert box.execute("text[:2]").value == "'yy'"

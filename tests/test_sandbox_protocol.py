@@ -211,7 +211,7 @@ def test_a_worker_that_takes_nothing_is_given_up(lying: Any, monkeypatch: pytest
         assert cell.status == "lost" and "does not take what it is sent" in (cell.error or "")
         assert box.execute("x").ok
         with pytest.raises(SandboxError, match="does not take what it is sent"):
-            box._request({"op": "set", "name": "x", "size": None}, [b"", b"a" * 10_000_000])
+            box._request({"op": "set", "name": "x"}, [b"", b"a" * 10_000_000])
     finally:
         asleep.set()
 
