@@ -3065,7 +3065,7 @@ box-shadow:0 8px 30px #0003}
 .views{min-width:0;container-type:inline-size}
 #grid,#v2,#v3,#v4{background:var(--panel);border:1px solid var(--line);border-radius:10px}
 #grid{font-variant-numeric:tabular-nums;overflow:clip}
-#grid [role=row]{display:grid;grid-template-columns:minmax(0,1fr) minmax(50px,8%) 112px 118px 122px;
+#grid [role=row]{display:grid;grid-template-columns:minmax(0,1fr) minmax(50px,8%) 118px 130px 122px;
 align-items:center;padding:0 12px 0 8px}
 .head{position:sticky;top:95px;z-index:2;background:var(--panel);border-bottom:1px solid var(--line)}
 #grid [role=columnheader]{padding:7px 0;font-size:12px;color:var(--muted);font-weight:600;text-align:right}
@@ -3108,7 +3108,7 @@ color:var(--muted);white-space:nowrap}
 .tag.error{background:var(--errorbg);color:var(--error)}
 .tag.final{background:var(--okbg);color:var(--ok)}
 .tag.warn{background:var(--hit);color:var(--warn)}
-.figure{display:grid;align-items:baseline;grid-template-columns:1fr 62px;gap:5px;padding-right:8px;
+.figure{display:grid;align-items:baseline;grid-template-columns:1fr 70px;gap:5px;padding-right:8px;
 text-align:right;white-space:nowrap}
 .figure i{font-style:normal;color:var(--muted);font-size:12px;text-align:left}
 .bar{position:relative;height:100%;overflow:hidden;margin:0 6px}
