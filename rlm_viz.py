@@ -319,7 +319,7 @@ _METRICS = {
 def without_bodies(event: Event) -> Event:
     """The event's metrics alone: no prompt, reply, code, output, argument or message."""
     event = {**event, **_explicit_error(event)}
-    bare = {name: value for name, value in event.items() if name in _METRICS}
+    bare = {name: value for name, value in event.items() if name in _METRICS and not is_malformed(name, value)}
     if "code" in event:
         bare["code"] = ""
     if "images" in event:
@@ -336,6 +336,10 @@ def without_bodies(event: Event) -> Event:
             {name: result.get(name) for name in ("id", "name", "is_error")} for result in _dicts(event["tool_results"])
         ]
     return bare
+
+
+def is_malformed(name: str, value: object) -> bool:
+    return name in ("limits", "left", "totals", "token_usage", "answer") and not isinstance(value, dict)
 
 
 # --- journals of version 1 --------------------------------------------------------------------------------------------
