@@ -539,6 +539,11 @@ def test_without_bodies_an_error_is_its_class_and_no_word_of_its_message(error: 
     assert shown == name
 
 
+def test_without_bodies_text_in_the_place_of_figures_is_left_out() -> None:
+    forged = dict.fromkeys(("limits", "left", "totals", "token_usage", "answer"), "a secret")
+    assert rlm_viz.without_bodies({"event": "end", **forged}) == {"event": "end"}
+
+
 def test_a_page_without_bodies_has_figures_and_no_words(tmp_path: Path) -> None:
     events = journals.failed_run()
     page = Path(rlm_viz.write([saved(tmp_path, events)], tmp_path / "p.html", bodies=False)).read_text()
