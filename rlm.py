@@ -67,6 +67,7 @@ if TYPE_CHECKING or not __package__:
         server_secrets,
         sha256,
         shorten,
+        suggestion,
     )
     from rlm_config import Configuration as Configuration
     from rlm_config import Options as Options
@@ -89,6 +90,7 @@ else:  # vendored into a package
         server_secrets,
         sha256,
         shorten,
+        suggestion,
     )
     from .rlm_config import Configuration as Configuration
     from .rlm_config import Options as Options
@@ -578,7 +580,11 @@ class RLM:
         on other machines; without it, `max_workers` threads. `one_ledger`: the limits hold for the batch as a whole
         rather than for each prompt. `on_result(index, result)` is called as each one finishes.
         """
-        items = [{"prompt": item} if isinstance(item, str) else dict(item) for item in prompts]
+        if isinstance(prompts, (str, Mapping)):
+            raise ConfigError(f"a batch takes a list of prompts, not a {type(prompts).__name__}", hint="[prompt, …]")
+        if max_workers < 1:
+            raise ConfigError(f"max_workers is {max_workers}", hint="at least 1")
+        items = [item if isinstance(item, Mapping) else {"prompt": item} for item in prompts]
         confirmed = self._confirm_batch(1 if one_ledger else len(items), len(items))
         if executor is not None and one_ledger:
             raise ConfigError("one ledger for the batch needs one process", hint="leave executor out")
@@ -1070,9 +1076,14 @@ def _stream_into(put: Callable[[str], None], node: Node, system: str | None, pro
     return Answer(text)
 
 
+_ITEM_KEYS = ("prompt", "context")
+
+
 def _complete_item(rlm: RLM, item: Mapping[str, object], group: LedgerGroup) -> CompletionResult | RLMError:
     """One item of a batch: its result, or the error in its place."""
     try:
+        if unknown := [str(key) for key in item if key not in _ITEM_KEYS]:
+            raise ConfigError(f"unknown key {unknown[0]!r} in a batch item", hint=suggestion(unknown[0], _ITEM_KEYS))
         prompt, context = item["prompt"], as_context(item.get("context"), rlm.options.log_dir, rlm.options.encoding)
         prompt = _clean_prompt(prompt)
     except RLMError as error:
@@ -2273,6 +2284,8 @@ class Node:
         action = self._read[1]
         if action is None or self.protocol == "plain" or reply.stop_reason in ("refusal", "content_filter", "pause"):
             return None
+        if self.run.profile.guides and re.fullmatch(_ANSWER_BLOCK, action.code or ""):
+            return None
         unfinished = reply.stop_reason in ("length", "repetition") and action.end >= len(text.rstrip())
         if unfinished and (action.code is None or not parses(action.code)):
             return None
@@ -2422,7 +2435,7 @@ class Node:
     def _answer_in(self, text: str) -> str:
         """The answer of a reply: what follows the mark that the small profile asks for, else all of it."""
         if self.run.profile.guides and (marked := list(re.finditer(r"ANSWER:[ \t*]*", text))):
-            text = text[marked[-1].end() :].strip() or text
+            text = text[marked[-1].end() :].strip().removesuffix("```") or text
         return "" if text.strip() == "<the answer>" else text.strip()
 
     def _send_back(self) -> Answer | None:
@@ -4287,7 +4300,7 @@ def _require_plain(value: object) -> None:
 
 
 def read_context(
-    specs: Iterable[str],
+    specs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     stdin: str | bytes | None = None,
     cwd: str | None = None,
@@ -4303,8 +4316,8 @@ def read_context(
     `cwd`: where relative paths begin. `encoding`: the encoding of the files, if known. `within`: a folder
     that every file must be in. `on_slow(text)` is told what is being read or fetched once that has taken two seconds.
     """
-    specs = list(specs)
-    named = [spec for spec in specs if spec != "-"]
+    wanted = [specs] if isinstance(specs, (str, os.PathLike)) else list(specs)
+    named = [os.fspath(spec) for spec in wanted if spec != "-"]
     try:
         with rlm_tools.Documents(on_slow) as documents:
             urls = list(dict.fromkeys(filter(rlm_tools.is_url, named)))
@@ -4336,7 +4349,7 @@ def read_context(
         given.paths.append(name)
         given.named.append(name)
         notes += [f"{name}: {note}" for note in said]
-    contents, single = given.contents, len(given.named) == len(specs) == 1
+    contents, single = given.contents, len(given.named) == len(wanted) == 1
     if any(isinstance(value, str) for value in contents.values()):
         _leave_out_unnamed_images(given)
     files: Event = {"paths": given.paths, "names": list(contents), "single": single}
@@ -4344,15 +4357,15 @@ def read_context(
         files["encoding"] = encoding
     if made:
         files["documents"] = made
-    lasting = made or (given.rereadable and (piped is None or specs == named))
+    lasting = made or (given.rereadable and (piped is None or len(named) == len(wanted)))
     source = files if lasting else "stdin"  # this cannot be read again: the value is kept beside the journal
     notes += given.notes
     if single:
         return Context(next(iter(contents.values())), source, tuple(notes))
-    if piped is not None and specs != named:
+    if piped is not None and len(named) < len(wanted):
         contents["-"] = piped
     if not contents:
-        raise ConfigError(f"no text files in {', '.join(specs)}", hint="give text files, or one binary file alone")
+        raise ConfigError(f"no text files in {', '.join(named)}", hint="give text files, or one binary file alone")
     return Context(contents, source, tuple(notes))
 
 
@@ -4727,6 +4740,7 @@ _LOOK_FIRST = {
 _EMPTY = "Your reply was empty. Run code, or give the answer."
 _CUT_OFF = "Your reply was cut off at its token limit and was not taken as the answer. Be shorter, or build it in code."
 _REPEATING = "Your reply repeated itself and was stopped. Write short code that computes it, or answer in one line."
+_ANSWER_BLOCK = r"\s*ANSWER:[^\n]+\s*"  # an answer that stands in a code block; Python would take it for an annotation
 _ANSWER_NOW = "No turn is left for code. Answer the request now, as well as what you have seen allows{line}"
 _ANSWER_LINE = ", in one line: ANSWER: <the answer>"
 _FAILED_BEFORE = "Code that was tried before ended with:\n"

@@ -284,6 +284,8 @@ class Invocation:
                 next_step = error.hint
             second = "" if next_step else f"raise it: {flags_of(error.option)[-1]} {metavar(error.option)}"
         elif result is not None and not isinstance(error, rlm.ConfigError):
+            if "max_errors" in next_step:
+                return message, next_step, resume_command(ended, result, "max_errors")
             next_step = " or ".join(part for part in (next_step, resume_command(ended, result)) if part)
         return message, second, next_step
 
@@ -319,6 +321,9 @@ def resume_command(
     return f"rlm resume {result.trajectory_id}{raised}{ended.resume_flags(limit)}"
 
 
+_PACKAGES = ("requests", "urllib3", "RestrictedPython", "docker", "tomli")  # that rlm imports
+
+
 def describe_error(error: BaseException) -> tuple[str, str, str]:
     """(message, second line, next step) of an error. Other classes than these two are reported as a bug in rlm."""
     if isinstance(error, rlm.RLMError):
@@ -327,6 +332,8 @@ def describe_error(error: BaseException) -> tuple[str, str, str]:
             return error.message, "", error.hint
         places = f"{', '.join(looked)} (environment, .env), api_key (rlm.toml, user configuration)"
         return error.message, f"looked for: {places}", f"{error.hint}   or   rlm providers   or   rlm demo"
+    if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
+        return f"the package {error.name} is not installed", "", f"pip install {error.name}"
     if isinstance(error, OSError):
         what = f"{error.filename}: " if error.filename else ""
         return f"{what}{error.strerror or error}", "", ""
@@ -730,6 +737,14 @@ def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
     return bytes(blob) if blob or asked else None
 
 
+def is_pipe(descriptor: int) -> bool:
+    import stat
+
+    with contextlib.suppress(OSError):
+        return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+    return False
+
+
 def terminal_input(terminal: Terminal) -> int | None:
     """A descriptor of the user's terminal, even if stdin is a pipe; None if stderr is not a terminal."""
     if not terminal.stream.isatty():
@@ -947,6 +962,8 @@ def context_of(args: argparse.Namespace, shell: Invocation, *, prompt_is_stdin: 
     if piped is not None and not asked:
         specs.append("-")
     if not specs:
+        if wanted and not args.quiet and is_pipe(0):
+            shell.terminal.write_line("rlm: stdin was empty: the run has no input (--no-stdin if that is meant)")
         return None
     return read_context(args, shell, specs, piped)
 
@@ -982,9 +999,7 @@ def execute_and_report(
         _require_folder(args.html)
         if args.html == "-" and shell.form != "text":
             raise rlm.ConfigError("stdout cannot be both the page and the JSON", hint="--html FILE")
-    for name, meant in unknown_variables().items():
-        if meant:
-            shell.terminal.write_line(f"rlm: {name} is not an option and is ignored: did you mean {meant!r}?")
+    warn_of_variables(shell)
     seen: list[Event] = []
 
     def work() -> None:
@@ -1091,8 +1106,9 @@ def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> Outcome:
         raise rlm.ConfigError(
             "--stream is a simple completion and takes no context", hint="leave out --stream or the context"
         )
-    if shell.form == "json" or args.html:
-        raise rlm.ConfigError("--stream cannot be combined with --json or --html", hint="leave one of them out")
+    flags = {"--json": shell.form == "json", "--html": args.html, "--schema": args.schema, "--tools": args.tools}
+    if clash := [flag for flag, given in flags.items() if given]:
+        raise rlm.ConfigError(f"--stream cannot be combined with {clash[0]}", hint="leave one of them out")
 
     shown = shell.out.isatty()
     given = given_options(args)
@@ -1214,7 +1230,8 @@ def logs(args: argparse.Namespace, shell: Invocation) -> None:
         for row in runs[: args.limit]:
             shell.show(_run_row(row, columns_of(shell.out, 160)))
         if len(runs) > args.limit:
-            shell.terminal.write_line(f"{len(runs) - args.limit} older runs: rlm logs -n {len(runs)}")
+            older = rlm_config.counted(len(runs) - args.limit, "older run")
+            shell.terminal.write_line(f"{older}: rlm logs -n {len(runs)}")
 
 
 def _run_row(row: Mapping[str, Any], width: int) -> str:
@@ -1576,6 +1593,7 @@ class Chat:
             )
         self.context = read_context(args, shell, args.context) if args.context else None
         self.said: list[tuple[str, str]] = []
+        self.saved: set[str] = set()  # the files that it has written
         self.log = ""
         self.commands = {"vars": self.variables, "cost": self.cost, "save": self.save, "reset": self.reset}
 
@@ -1669,12 +1687,13 @@ class Chat:
         path = named or "chat.md"
         text = "\n\n".join(f"## {prompt}\n\n{answer_text}" for prompt, answer_text in self.said)
         try:
-            if not named and os.path.islink(path):
-                raise OSError(None, f"it is a link to {os.path.realpath(path)}")
+            if os.path.lexists(path) and path not in self.saved:
+                raise OSError(None, "it exists")
             rlm_viz.write_file(path, [text + "\n"])
         except OSError as error:
-            self.shell.terminal.error(f"cannot write {path}: {error.strerror}", "", "/save FILE")
+            self.shell.terminal.error(f"cannot write {path}: {error.strerror}", "", "/save FILE, with a new name")
         else:
+            self.saved.add(path)
             self.shell.terminal.write_line(path)
 
     def reset(self, _: str) -> None:
@@ -1841,7 +1860,7 @@ def _table_rows(path: str, text: str) -> list[tuple[int, object]]:
     import io
 
     csv.field_size_limit(1 << 30)  # a cell may be a whole document
-    rows = csv.reader(io.StringIO(text), delimiter=_delimiter(path, text))
+    rows = csv.reader(io.StringIO(text), delimiter=_delimiter(path, text), strict=True)
     records: list[tuple[int, object]] = []
     try:
         header = [name.strip() for name in next(rows, [])]
@@ -1852,7 +1871,7 @@ def _table_rows(path: str, text: str) -> list[tuple[int, object]]:
             if cells:
                 records.append((rows.line_num, dict(zip(header, cells + [None] * (len(header) - len(cells))))))
     except csv.Error as error:
-        raise rlm.ConfigError(f"{path}:{rows.line_num}: {error}", hint="a CSV file with a line of names") from None
+        raise rlm.ConfigError(f"{path}:{rows.line_num}: {error}", hint="is a quote not closed?") from None
     if twice := {name for name in header if header.count(name) > 1}:
         raise rlm.ConfigError(f"{path}: two columns are called {min(twice)!r}", hint="rename one")
     return records
@@ -1881,8 +1900,8 @@ def _item(path: str, number: int, record: object, template: str | None) -> Row:
         )
     if template is None and not is_table(path):  # a template and a table may have any columns
         for name in fields:
-            if name not in _ITEM_KEYS:
-                hint = f"{rlm_config.suggestion(name, _ITEM_KEYS)} (or --prompt TEMPLATE with {{{name}}})"
+            if name not in rlm._ITEM_KEYS:
+                hint = f"{rlm_config.suggestion(name, rlm._ITEM_KEYS)} (or --prompt TEMPLATE with {{{name}}})"
                 raise rlm.ConfigError(f"{path}:{number}: unknown key {name!r}", hint=hint)
     prompt = fields.get("prompt") if template is None else render_template(template, fields, f"{path}:{number}")
     if is_table(path) and fields.get("context", "") is None:
@@ -1893,9 +1912,6 @@ def _item(path: str, number: int, record: object, template: str | None) -> Row:
         hint = f"--prompt TEMPLATE with {', '.join(f'{{{name}}}' for name in fields)}"
         raise rlm.ConfigError(f"{path}:{number}: no prompt in this row", hint=hint)
     return {"prompt": prompt} | ({"context": fields["context"]} if "context" in fields else {})
-
-
-_ITEM_KEYS = ("prompt", "context")
 
 
 def render_template(template: str, fields: Row, place: str) -> str:
@@ -2308,6 +2324,7 @@ def declare_config(parser: argparse.ArgumentParser) -> None:
 
 def config(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm config`: show every option, its value and where it comes from."""
+    warn_of_variables(shell)
     settings = rlm_config.load_config(given_options(args), config=args.config)
     rows = {
         name: {"value": shown_value(name, value), "origin": _origin(name, settings.origins[name])}
@@ -2569,6 +2586,12 @@ def unknown_variables() -> dict[str, str]:
     known = {f"RLM_{name.upper()}" for name in rlm_config.OPTIONS} | {"RLM_DEBUG", "RLM_MCP_CLI"}
     unknown = sorted(name for name in os.environ if name.startswith("RLM_") and name not in known)
     return {name: next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), "") for name in unknown}
+
+
+def warn_of_variables(shell: Invocation) -> None:
+    for name, meant in unknown_variables().items():
+        if meant:
+            shell.terminal.write_line(f"rlm: {name} is not an option and is ignored: did you mean {meant!r}?")
 
 
 def check_variables() -> list[Check]:

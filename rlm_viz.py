@@ -2789,6 +2789,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n\n".join(tree(read(log)[0]) for log in options.logs))
         else:
             print(write(options.logs, options.out, bodies=not options.no_bodies, diff=options.diff))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except OSError as error:
         print(f"rlm_viz: {error}", file=sys.stderr)
         return 2

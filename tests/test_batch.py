@@ -148,3 +148,16 @@ def test_the_scripted_server_is_the_judge_of_each_request(openai: Server) -> Non
     openai.script = lambda request: scripted.error(400, "no")
     (result,) = rlm.batch(["x"], model=MODEL)
     assert isinstance(result, rlm.ProviderError) and result.status == 400
+
+
+@pytest.mark.parametrize("prompts", ["hello", {"prompt": "a"}])
+def test_a_batch_of_one_thing_is_refused(prompts: Any) -> None:
+    with pytest.raises(rlm.ConfigError, match="a batch takes a list of prompts"):
+        list(rlm.batch(prompts, model="openai/gpt-4o"))
+
+
+def test_a_batch_item_with_a_misspelt_key_is_not_sent(openai: Server) -> None:
+    openai.script = lambda request: "ok"
+    wrong, number, right = rlm.batch([{"prompt": "x", "contxt": 1}, 3, "y"], model="openai/gpt-4o")
+    assert str(wrong) == "unknown key 'contxt' in a batch item" and wrong.hint == "did you mean 'context'?"
+    assert isinstance(number, rlm.ConfigError) and right.response == "ok" and len(openai.requests) == 1

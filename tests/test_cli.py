@@ -1907,12 +1907,44 @@ def test_a_chat_sums_its_cost_without_the_limits_of_a_prompt(openai: Server) -> 
     assert b"llm_query 2\n" in ran.stderr
 
 
-def test_a_chat_is_saved_over_a_link_only_if_it_is_named(openai: Server, workspace: Path) -> None:
+def test_a_chat_overwrites_only_what_it_has_saved(openai: Server, workspace: Path) -> None:
     openai.script = answer_with("ok")
     (workspace / "chat.md").symlink_to("elsewhere.md")
-    ran = rlm("chat", input=b"first\n/save\n/save chat.md\n")
-    assert b"cannot write chat.md: it is a link to" in ran.stderr
-    assert Path("elsewhere.md").read_text() == "## first\n\nok\n"
+    (workspace / "notes.txt").write_text("mine")
+    ran = rlm("chat", input=b"first\n/save\n/save notes.txt\n/save new.md\nsecond\n/save new.md\n")
+    assert b"cannot write chat.md: it exists" in ran.stderr and b"cannot write notes.txt: it exists" in ran.stderr
+    assert not Path("elsewhere.md").exists() and Path("notes.txt").read_text() == "mine"
+    assert Path("new.md").read_text() == "## first\n\nok\n\n## second\n\nok\n"
+
+
+def test_an_open_quote_in_a_table_is_an_error() -> None:
+    Path("rows.csv").write_text('id,text\n1,"Came broken\n2,lamp\n')
+    ran = here("batch", "rows.csv", "--prompt", "{text}")
+    assert ran.returncode == 2 and b"is a quote not closed?" in ran.stderr
+
+
+def test_an_empty_pipe_is_told_of(openai: Server) -> None:
+    openai.script = answer_with("ok")
+    note = b"rlm: stdin was empty: the run has no input"
+    assert note in rlm("what?", input=b"").stderr
+    assert note not in rlm("what?", "-q", input=b"").stderr + rlm("what?", "--no-stdin", input=b"").stderr
+
+
+@pytest.mark.parametrize("flags", [["--schema", "s.json"], ["--tools", "t.py"], ["--json"], ["--html", "p.html"]])
+def test_a_stream_refuses_what_it_would_ignore(flags: list[str]) -> None:
+    ran = here("--stream", "--no-stdin", "hi", *flags)
+    assert ran.returncode == 2 and b"--stream cannot be combined with " + flags[0].encode() in ran.stderr
+
+
+def test_too_many_failures_name_the_command_that_allows_more(openai: Server) -> None:
+    openai.script = answer_with(*[code("1/0")] * 3)
+    ran = rlm("what?", "--no-stdin", "--max-errors", "2")
+    assert re.search(rb"next: rlm resume \S+ --max-errors 4", ran.stderr), ran.stderr
+
+
+def test_a_missing_package_is_no_bug() -> None:
+    error = ModuleNotFoundError("No module named 'requests'", name="requests")
+    assert rlm_cli.describe_error(error) == ("the package requests is not installed", "", "pip install requests")
 
 
 def test_a_chat_reads_several_lines_and_forgets(openai: Server) -> None:

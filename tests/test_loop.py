@@ -814,6 +814,11 @@ def test_an_answer_may_be_a_final_call_in_json(openai: Server) -> None:
     assert "The answer must be the JSON of a value of this JSON Schema" in openai.requests[0].last
 
 
+def test_an_answer_in_a_block_is_an_answer(openai: Server) -> None:
+    result = run(openai, block("print(len(rows))"), block("ANSWER: 3"), context=TABLE, model=SMALL)
+    assert (result.response, len(openai.requests)) == ("3", 2)
+
+
 def test_an_answer_may_be_a_final_call_with_a_variable(openai: Server) -> None:
     replies = [block("print(n := len(rows))"), "ANSWER: FINAL(n)"]
     assert run(openai, *replies, context=TABLE, model=SMALL).value == 3

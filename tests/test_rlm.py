@@ -1344,6 +1344,7 @@ def test_paths_are_read_and_a_files_name_is_noted(workspace: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (workspace / name).write_text(name.upper())
     assert rlm.as_context([Path("a.txt"), Path("b.txt")]).value == {"a.txt": "A.TXT", "b.txt": "B.TXT"}
+    assert rlm.read_context("a.txt").value == rlm.read_context([Path("a.txt")]).value == "A.TXT"
     with pytest.warns(RuntimeWarning, match="not the file of that name: give Path"):
         text = rlm.as_context("a.txt")
     assert "a file has this name; what it holds was not given" in text.describe()
