@@ -561,11 +561,22 @@ def _imported(source: str, load: Callable[[], _T]) -> _T:
     except TimeoutError:
         raise ToolError(f"tools plug-in {source!r}: its import took longer than {IMPORT_SECONDS:g} s") from None
     except BaseException as error:  # a plug-in's module may raise anything, SystemExit too
-        import traceback
-
-        place = traceback.extract_tb(error.__traceback__)[-1]
         problem = f"tools plug-in {source!r} cannot be imported: {type(error).__name__}: {error}"
-        raise ToolError(problem, hint=f"see {place.filename}, line {place.lineno}") from error
+        raise ToolError(
+            problem, hint=_place_of(error) or "give a file or an installed module: --tools FILE.py"
+        ) from error
+
+
+def _place_of(error: BaseException) -> str:
+    """Where in a plug-in an error was raised; "" if the import system did not get that far."""
+    import importlib
+    import traceback
+
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"see {error.filename}, line {error.lineno}"
+    system = ("<", __file__, os.path.dirname(importlib.__file__))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(system)]
+    return f"see {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def _collected(found: object, source: str) -> list[Tool]:
@@ -1926,7 +1937,8 @@ def _read_whole(
                 head = b""
             content, note = read_blob(head + file.read(), encoding)
     except OSError as error:
-        hint = "give it by its own name, if that is meant" if isinstance(error, PermissionError) else ""
+        by_name = isinstance(error, PermissionError) and "kernel" not in str(error)
+        hint = "give it by its own name, if that is meant" if by_name else ""
         raise ToolError(f"cannot read {path}: {error.strerror or error}", hint=hint) from error
     except MemoryError:
         raise ToolError(f"{path} does not fit into memory", hint="give a part of it") from None

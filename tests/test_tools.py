@@ -1313,6 +1313,20 @@ def test_the_place_of_a_plug_ins_error_is_said(workspace: Path) -> None:
     assert caught.value.hint == f"see {workspace / 'bad.py'}, line 3"
 
 
+@pytest.mark.parametrize(
+    ("source", "text", "hint"),
+    [
+        ("bad.py", "x = 1\ndef f(:\n", "see {}/bad.py, line 2"),
+        ("no_such_module", "", "give a file or an installed module: --tools FILE.py"),
+    ],
+)
+def test_the_hint_of_a_plugin_leads_to_its_own_lines(workspace: Path, source: str, text: str, hint: str) -> None:
+    (workspace / "bad.py").write_text(text)
+    with pytest.raises(rlm_tools.ToolError) as caught:
+        rlm_tools.load_tools(source)
+    assert caught.value.hint == hint.format(workspace)
+
+
 def test_an_edited_tools_file_is_loaded_anew(workspace: Path) -> None:
     source = "from rlm_tools import Tool\nt = Tool('t', 'T', {}, lambda: VALUE)"
     for value in (1, 22, 333):
