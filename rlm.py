@@ -4781,7 +4781,8 @@ def note_on(node: Node, code: str, outcome: Event, again: bool) -> str:
         parts.append(_next_step(node, outcome))
     if failed and guides and node.shown_whole:
         parts.append("Or answer from the text of `context` that you were shown, in one line: ANSWER: <the answer>")
-    return "\n".join(parts)
+    note = "\n".join(parts)
+    return note if node.schema is None else note.replace("<the answer>", "<the answer as JSON>")
 
 
 def _next_step(node: Node, outcome: Event) -> str:
@@ -5995,9 +5996,14 @@ def use_of(context: Context) -> str:
 
 
 def _json_in(text: str) -> object:
-    """The JSON value of an answer given as text, fenced or not; the text itself if it is not JSON."""
+    """The value of an answer given as text: JSON, fenced or not, or a list or dict of Python; else the text itself."""
     blocks = [f.code for f in fences(text) if f.tag in ("json", "")]
     for candidate in [*blocks, text]:
         with contextlib.suppress(ValueError):
             return rlm_backends.from_json(candidate, constant=float)
+    if text.strip()[:1] in ("[", "{") and parses(text.strip()):
+        import ast
+
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            return ast.literal_eval(_tree(text.strip()).body[0].value)
     return text

@@ -1074,7 +1074,9 @@ def print_result(
         where = f"the answer is in {result.log}" if result.log else "there is no log with the answer"
         shell.terminal.write_line(f"rlm: stdout is closed; {where}")
     if not args.quiet and result.forced:
-        shell.terminal.write_line("rlm: no turn was left; this is the model's best answer from what it had seen")
+        shell.terminal.write_line(
+            "rlm: a limit of turns or errors was reached; this is the model's best answer from what it had seen"
+        )
     if not args.quiet:
         shell.terminal.write_line(f" {summary(result)}", lead="✓", style="green")
 

@@ -336,7 +336,7 @@ def test_an_answer_of_the_last_call_is_told_from_others_on_stderr(openai: Server
     openai.script = answer_with(code("print(1)"), "Some.")
     ran = rlm("What?", "--max-iterations", "2")
     assert (ran.returncode, ran.stdout) == (0, b"Some.\n")
-    assert b"no turn was left; this is the model's best answer" in ran.stderr
+    assert b"was reached; this is the model's best answer" in ran.stderr
 
 
 def test_jsonl_is_the_events_and_then_the_result(openai: Server) -> None:

@@ -814,6 +814,13 @@ def test_an_answer_may_be_a_final_call_in_json(openai: Server) -> None:
     assert "The answer must be the JSON of a value of this JSON Schema" in openai.requests[0].last
 
 
+def test_a_list_as_python_shows_it_fits_a_schema(openai: Server) -> None:
+    schema = {"type": "array", "items": {"type": "string"}}
+    replies = [block("print([row['kind'] for row in rows])"), "ANSWER: ['book', 'pen']"]
+    assert run(openai, *replies, context=TABLE, model=SMALL, schema=schema).value == ["book", "pen"]
+    assert "ANSWER: <the answer as JSON>" in openai.requests[1].last
+
+
 def test_an_answer_in_a_block_is_an_answer(openai: Server) -> None:
     result = run(openai, block("print(len(rows))"), block("ANSWER: 3"), context=TABLE, model=SMALL)
     assert (result.response, len(openai.requests)) == ("3", 2)
