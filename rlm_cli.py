@@ -1108,7 +1108,7 @@ def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> Outcome:
         raise rlm.ConfigError(
             "--stream is a simple completion and takes no context", hint="leave out --stream or the context"
         )
-    flags = {"--json": shell.form == "json", "--html": args.html, "--schema": args.schema, "--tools": args.tools}
+    flags = {"--json": shell.form == "json", "--html": args.html, "--schema": args.schema}
     if clash := [flag for flag, given in flags.items() if given]:
         raise rlm.ConfigError(f"--stream cannot be combined with {clash[0]}", hint="leave one of them out")
 

@@ -1930,7 +1930,7 @@ def test_an_empty_pipe_is_told_of(openai: Server) -> None:
     assert note not in rlm("what?", "-q", input=b"").stderr + rlm("what?", "--no-stdin", input=b"").stderr
 
 
-@pytest.mark.parametrize("flags", [["--schema", "s.json"], ["--tools", "t.py"], ["--json"], ["--html", "p.html"]])
+@pytest.mark.parametrize("flags", [["--schema", "s.json"], ["--json"], ["--html", "p.html"]])
 def test_a_stream_refuses_what_it_would_ignore(flags: list[str]) -> None:
     ran = here("--stream", "--no-stdin", "hi", *flags)
     assert ran.returncode == 2 and b"--stream cannot be combined with " + flags[0].encode() in ran.stderr
