@@ -633,7 +633,8 @@ def host_function(calls: Calls, name: str, batched: bool = False, doc: str | Non
     """The function that stands for a host function in a cell. A batch too large for one frame is sent in several."""
 
     def call(*args: Any, **kwargs: object) -> Any:
-        size = sum(len(text) for text in args[0] if isinstance(text, str)) if batched and args else 0
+        prompts = args[0] if batched and args else ()
+        size = sum(PART_COST + (len(text) if isinstance(text, str) else 0) for text in prompts)
         if size < VALUE_MAX // 2 or len(args[0]) < 2:
             return calls.ask(name, args, kwargs)
         middle = len(args[0]) // 2

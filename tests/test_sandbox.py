@@ -644,6 +644,9 @@ def test_batches_beyond_a_frame_are_split(forked: BaseSandbox) -> None:
     code = "set(llm_query_batched(['x' * 1_000_000] * 40)), len(llm_query_batched(['x'] * 40))"
     assert value(forked.execute(code, functions=functions)) == "({'1000000'}, 40)"
     assert len(sizes) > 2 and sum(sizes) == 80
+    sizes.clear()
+    assert value(forked.execute("len(llm_query_batched(['x'] * 100_000))", functions=functions)) == "100000"
+    assert len(sizes) > 1 and sum(sizes) == 100_000
 
 
 class Halt(AbortCell):
