@@ -606,7 +606,7 @@ class RLM:
                 raise
 
         futures = [Future(partial(work, number)) for number in range(len(items))]
-        spawn(lambda: run_futures(futures, max(1, max_workers)))
+        spawn(lambda: run_futures(futures, max_workers))
         try:
             for future in futures:
                 future.wait()
@@ -1076,14 +1076,14 @@ def _stream_into(put: Callable[[str], None], node: Node, system: str | None, pro
     return Answer(text)
 
 
-_ITEM_KEYS = ("prompt", "context")
+ITEM_KEYS = ("prompt", "context")
 
 
 def _complete_item(rlm: RLM, item: Mapping[str, object], group: LedgerGroup) -> CompletionResult | RLMError:
     """One item of a batch: its result, or the error in its place."""
     try:
-        if unknown := [str(key) for key in item if key not in _ITEM_KEYS]:
-            raise ConfigError(f"unknown key {unknown[0]!r} in a batch item", hint=suggestion(unknown[0], _ITEM_KEYS))
+        if unknown := [str(key) for key in item if key not in ITEM_KEYS]:
+            raise ConfigError(f"unknown key {unknown[0]!r} in a batch item", hint=suggestion(unknown[0], ITEM_KEYS))
         prompt, context = item["prompt"], as_context(item.get("context"), rlm.options.log_dir, rlm.options.encoding)
         prompt = _clean_prompt(prompt)
     except RLMError as error:
@@ -2436,7 +2436,7 @@ class Node:
         """The answer of a reply: what follows the mark that the small profile asks for, else all of it."""
         if self.run.profile.guides and (marked := list(re.finditer(r"ANSWER:[ \t*]*", text))):
             text = text[marked[-1].end() :].strip().removesuffix("```") or text
-        return "" if text.strip() == "<the answer>" else text.strip()
+        return "" if text.strip() in (_PLACEHOLDER, _JSON_PLACEHOLDER) else text.strip()
 
     def _send_back(self) -> Answer | None:
         """The answer to a question about a context that no code has looked at is a guess: ask for a look; None."""
@@ -4342,13 +4342,7 @@ def read_context(
     if not named:
         origin = "stdin" if stdin is not None else "value"
         return Context(piped, {"paths": [], "documents": made} if made else origin, tuple(notes))
-    for number, (url, (content, said)) in enumerate(zip(urls, pages), 1):
-        name = rlm_tools.redact_url(url)
-        name = f"{name} ({number})" if name in given.contents else name  # they differ in what is redacted
-        given.contents[name] = content
-        given.paths.append(name)
-        given.named.append(name)
-        notes += [f"{name}: {note}" for note in said]
+    notes += _add_pages(given, zip(urls, pages))
     contents, single = given.contents, len(given.named) == len(wanted) == 1
     if any(isinstance(value, str) for value in contents.values()):
         _leave_out_unnamed_images(given)
@@ -4367,6 +4361,19 @@ def read_context(
     if not contents:
         raise ConfigError(f"no text files in {', '.join(named)}", hint="give text files, or one binary file alone")
     return Context(contents, source, tuple(notes))
+
+
+def _add_pages(given: rlm_tools.ContextFiles, pages: Iterable[tuple[str, tuple[Any, Iterable[str]]]]) -> list[str]:
+    """Put web pages beside the files that were read; the notes on them."""
+    notes: list[str] = []
+    for number, (url, (content, said)) in enumerate(pages, 1):
+        name = rlm_tools.redact_url(url)
+        name = f"{name} ({number})" if name in given.contents else name  # they differ in what is redacted
+        given.contents[name] = content
+        given.paths.append(name)
+        given.named.append(name)
+        notes += [f"{name}: {note}" for note in said]
+    return notes
 
 
 def _leave_out_unnamed_images(given: rlm_tools.ContextFiles) -> None:
@@ -4742,7 +4749,8 @@ _CUT_OFF = "Your reply was cut off at its token limit and was not taken as the a
 _REPEATING = "Your reply repeated itself and was stopped. Write short code that computes it, or answer in one line."
 _ANSWER_BLOCK = r"\s*ANSWER:[^\n]+\s*"  # an answer that stands in a code block; Python would take it for an annotation
 _ANSWER_NOW = "No turn is left for code. Answer the request now, as well as what you have seen allows{line}"
-_ANSWER_LINE = ", in one line: ANSWER: <the answer>"
+_PLACEHOLDER, _JSON_PLACEHOLDER = "<the answer>", "<the answer as JSON>"  # which a model may copy
+_ANSWER_LINE = f", in one line: ANSWER: {_PLACEHOLDER}"
 _FAILED_BEFORE = "Code that was tried before ended with:\n"
 _PRINTED_TOO_MUCH = "Code that was tried before printed too much, beginning with:\n"
 _CUT_MARK = " characters left out"
@@ -4782,7 +4790,7 @@ def note_on(node: Node, code: str, outcome: Event, again: bool) -> str:
     if failed and guides and node.shown_whole:
         parts.append("Or answer from the text of `context` that you were shown, in one line: ANSWER: <the answer>")
     note = "\n".join(parts)
-    return note if node.schema is None else note.replace("<the answer>", "<the answer as JSON>")
+    return note if node.schema is None else note.replace(_PLACEHOLDER, _JSON_PLACEHOLDER)
 
 
 def _next_step(node: Node, outcome: Event) -> str:
@@ -6001,9 +6009,10 @@ def _json_in(text: str) -> object:
     for candidate in [*blocks, text]:
         with contextlib.suppress(ValueError):
             return rlm_backends.from_json(candidate, constant=float)
-    if text.strip()[:1] in ("[", "{") and parses(text.strip()):
+    bare = text.strip()
+    if bare[:1] in ("[", "{") and parses(bare):
         import ast
 
         with contextlib.suppress(ValueError, TypeError, RecursionError):
-            return ast.literal_eval(_tree(text.strip()).body[0].value)
+            return ast.literal_eval(_tree(bare).body[0].value)
     return text

@@ -379,6 +379,7 @@ class HTTPBackend:
         self.max_output = facts.max_output if facts else None
         self.parameters = None if facts else size_in_name(model)  # billions
         self.server = ""  # "llamacpp" once `inspect` has found that it is
+        self._listed: list[JSONObject] = []  # the server's models, if it has been asked for the name of the model
         self._inspected = False
         self._inspecting = threading.Lock()
         priced = _price(model, self._how.prices, self.provider) is not None
@@ -702,10 +703,10 @@ class HTTPBackend:
         import shlex
 
         state = CallState(self.provider, LIST_TIME, time.monotonic() + LIST_TIME, None)
-        names: list[str] = []
+        entries: list[JSONObject] = []
         try:
             with _watch.watching(state):
-                names = [entry["id"] for entry in self._served_models(state) if isinstance(entry.get("id"), str)]
+                entries = self._served_models(state)
         except BackendError as error:
             if error.code == "timeout":
                 what = f"did not say within {LIST_TIME:g} s which model it serves"
@@ -714,10 +715,11 @@ class HTTPBackend:
                 )
         except _MISREAD:
             pass
-        if not names or self.model in names:
-            return self
-        if len(names) == 1:
-            return self._sibling(names[0])
+        names = [entry["id"] for entry in entries if isinstance(entry.get("id"), str)]
+        if not names or self.model in names or len(names) == 1:
+            made = self._sibling(names[0]) if len(names) == 1 else self
+            made._listed = entries
+            return made
         listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         message = f"{self.server_label()} serves {len(names)} models: {listed}"
         raise self._error("config", message, hint=f"-m {shlex.quote(_tidy(names[0], self._key))}")
@@ -754,7 +756,7 @@ class HTTPBackend:
         """Read the model list of llama.cpp, vLLM, LM Studio or a similar server; ask Ollama for the model's size."""
         entry: JSONObject = {}
         if self.provider != "ollama":
-            entries = self._served_models(state)
+            entries = self._listed or self._served_models(state)
             named = [item for item in entries if item.get("id") == self.model]
             entry = next(iter(named or (entries if len(entries) == 1 else ())), {})
             if entry.get("owned_by") == "llamacpp":

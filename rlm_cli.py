@@ -1902,8 +1902,8 @@ def _item(path: str, number: int, record: object, template: str | None) -> Row:
         )
     if template is None and not is_table(path):  # a template and a table may have any columns
         for name in fields:
-            if name not in rlm._ITEM_KEYS:
-                hint = f"{rlm_config.suggestion(name, rlm._ITEM_KEYS)} (or --prompt TEMPLATE with {{{name}}})"
+            if name not in rlm.ITEM_KEYS:
+                hint = f"{rlm_config.suggestion(name, rlm.ITEM_KEYS)} (or --prompt TEMPLATE with {{{name}}})"
                 raise rlm.ConfigError(f"{path}:{number}: unknown key {name!r}", hint=hint)
     prompt = fields.get("prompt") if template is None else render_template(template, fields, f"{path}:{number}")
     if is_table(path) and fields.get("context", "") is None:

@@ -383,6 +383,7 @@ def test_llama_cpp_at_an_address_costs_nothing(shelf: Shelf, model: str | None) 
         "max_tokens",
     )
     assert rlm_backends.cost_of(made.model, {"input": 1000}, None, made.provider) == 0
+    assert len(shelf.asked) == 1  # the list that named the model describes it, too
 
 
 def test_names_of_models_are_shown_as_a_shell_may_read_them(shelf: Shelf) -> None:
